@@ -1,1 +1,44 @@
-//! To be written.
+//! The decisions of wg-overlay, as pure functions.
+//!
+//! [`decide`] reads what the cluster says ([`ClusterView`]) and what the kernel holds ([`ObservedState`]) and gives
+//! the [`DesiredState`] of this node with a [`Refusal`] for each Node that may not be believed. [`plan`] compares
+//! desired with observed and gives the [`Plan`]: an ordered list of [`Step`]s. Nothing here reads a clock, a file or
+//! a socket: time, DNS answers and the kernel's state are arguments, so every rule is tested without a kernel.
+
+mod cluster;
+mod endpoint;
+mod firewall;
+mod key;
+mod mtu;
+mod observed;
+mod plan;
+mod prefix;
+mod state;
+
+pub use cluster::{ClusterView, NodeRecord};
+pub use endpoint::{EndpointError, EndpointSource, EndpointSpec};
+pub use firewall::ruleset;
+pub use key::{KeyError, PublicKey};
+pub use mtu::{IPV6_MINIMUM_MTU, WIREGUARD_OVERHEAD, overlay_mtu};
+pub use observed::{
+    HostChain, HostChainState, Implementation, ObservedBridge, ObservedDevice, ObservedFirewall, ObservedPeer,
+    ObservedRoute, ObservedState, Underlay, UnderlayLink, UnderlayRoute,
+};
+pub use plan::{PeerChange, Plan, Step, cleanup, plan};
+pub use prefix::{first_host, overlaps};
+pub use state::{DesiredBridge, DesiredDevice, DesiredPeer, DesiredRoute, DesiredState, Firewall, Link};
+
+/// The name of the WireGuard device.
+pub const DEVICE: &str = "wgo0";
+/// The name of the bridge that pods are attached to.
+pub const BRIDGE: &str = "wgobr0";
+/// The ifalias that marks a link as ours.
+pub const ALIAS: &str = "wg-overlay";
+/// The route protocol number that marks a route as ours (`rtm_protocol`, include/uapi/linux/rtnetlink.h).
+pub const ROUTE_PROTOCOL: u8 = 87;
+/// The nftables table, of family `inet`, that holds every rule of ours.
+pub const TABLE: &str = "wg-overlay";
+/// The metric of the unreachable routes: the kernel's largest, below any other route of the same prefix.
+pub const UNREACHABLE_METRIC: u32 = u32::MAX;
+/// The port WireGuard listens on when nothing else is said.
+pub const DEFAULT_LISTEN_PORT: u16 = 51820;
