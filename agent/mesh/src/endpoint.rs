@@ -118,7 +118,9 @@ mod tests {
 
     #[test]
     fn addresses_and_names_are_told_apart() {
-        for text in ["192.0.2.7:51820", "[2001:db8::7]:51820", "2001:db8::7", "192.0.2.7", "edge.example.com:443"] {
+        for text in
+            ["192.0.2.7:51820", "[2001:db8::7]:51820", "2001:db8::7", "192.0.2.7", "edge.example.com:443"]
+        {
             assert_eq!(EndpointSpec::parse(text).unwrap().to_string(), text);
         }
         assert_eq!(
@@ -129,14 +131,22 @@ mod tests {
 
     #[test]
     fn what_no_node_can_be_reached_at_is_refused() {
-        for text in ["127.0.0.1:51820", "[ff02::1]:51820", "[fe80::1]:1", "224.0.0.9:51820", "[::ffff:192.0.2.1]:51820"] {
+        for text in [
+            "127.0.0.1:51820",
+            "[ff02::1]:51820",
+            "[fe80::1]:1",
+            "224.0.0.9:51820",
+            "[::ffff:192.0.2.1]:51820",
+        ] {
             assert!(matches!(EndpointSpec::parse(text), Err(EndpointError::Unroutable(_))), "{text}");
         }
         for text in ["192.0.2.7:0", "192.0.2.7:65536", "[2001:db8::7]:x", "a:b:c"] {
             assert_eq!(EndpointSpec::parse(text), Err(EndpointError::Port), "{text}");
         }
         let long = "x".repeat(10_000);
-        for text in ["", " ", "[2001:db8::7", "[2001:db8::7]51820", "a..b", "-a:1", "1.2.3", "a b:1", long.as_str()] {
+        for text in
+            ["", " ", "[2001:db8::7", "[2001:db8::7]51820", "a..b", "-a:1", "1.2.3", "a b:1", long.as_str()]
+        {
             assert_eq!(EndpointSpec::parse(text), Err(EndpointError::Malformed), "{text}");
         }
     }

@@ -5,7 +5,10 @@
 //! desired with observed and gives the [`Plan`]: an ordered list of [`Step`]s. Nothing here reads a clock, a file or
 //! a socket: time, DNS answers and the kernel's state are arguments, so every rule is tested without a kernel.
 
+mod advertisement;
 mod cluster;
+mod conflict;
+mod decide;
 mod endpoint;
 mod firewall;
 mod key;
@@ -13,19 +16,24 @@ mod mtu;
 mod observed;
 mod plan;
 mod prefix;
+mod refusal;
+mod render;
 mod state;
 
+pub use advertisement::{Advertisement, AdvertisementError, annotation};
 pub use cluster::{ClusterView, NodeRecord};
+pub use decide::{Decision, KeepaliveSetting, Local, MtuSetting, Resolved, Settings, decide};
 pub use endpoint::{EndpointError, EndpointSource, EndpointSpec};
 pub use firewall::ruleset;
 pub use key::{KeyError, PublicKey};
 pub use mtu::{IPV6_MINIMUM_MTU, WIREGUARD_OVERHEAD, overlay_mtu};
 pub use observed::{
-    HostChain, HostChainState, Implementation, ObservedBridge, ObservedDevice, ObservedFirewall, ObservedPeer,
-    ObservedRoute, ObservedState, Underlay, UnderlayLink, UnderlayRoute,
+    HostChain, HostChainState, Implementation, ObservedBridge, ObservedDevice, ObservedFirewall,
+    ObservedPeer, ObservedRoute, ObservedState, Underlay, UnderlayLink, UnderlayRoute,
 };
 pub use plan::{PeerChange, Plan, Step, cleanup, plan};
 pub use prefix::{first_host, overlaps};
+pub use refusal::{LocalProblem, Reason, Refusal};
 pub use state::{DesiredBridge, DesiredDevice, DesiredPeer, DesiredRoute, DesiredState, Firewall, Link};
 
 /// The name of the WireGuard device.

@@ -9,8 +9,8 @@ use std::{
 use ipnet::IpNet;
 
 use crate::{
-    DesiredPeer, DesiredRoute, DesiredState, HostChain, HostChainState, Link, ObservedPeer, ObservedState, PublicKey,
-    ruleset,
+    DesiredPeer, DesiredRoute, DesiredState, HostChain, HostChainState, Link, ObservedPeer, ObservedState,
+    PublicKey, ruleset,
 };
 
 /// A handshake older than this is stale: WireGuard makes a new one every 120 s while packets flow and gives the old

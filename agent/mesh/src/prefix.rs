@@ -28,11 +28,19 @@ pub fn overlaps(a: &IpNet, b: &IpNet) -> bool {
 pub(crate) fn is_routable(ip: &IpAddr) -> bool {
     match ip {
         IpAddr::V4(a) => {
-            !(a.is_unspecified() || a.is_loopback() || a.is_multicast() || a.is_link_local() || a.is_broadcast())
+            !(a.is_unspecified()
+                || a.is_loopback()
+                || a.is_multicast()
+                || a.is_link_local()
+                || a.is_broadcast())
         }
         IpAddr::V6(a) => {
             let mapped = a.to_ipv4_mapped().is_some();
-            !(a.is_unspecified() || a.is_loopback() || a.is_multicast() || a.is_unicast_link_local() || mapped)
+            !(a.is_unspecified()
+                || a.is_loopback()
+                || a.is_multicast()
+                || a.is_unicast_link_local()
+                || mapped)
         }
     }
 }
