@@ -1,8 +1,263 @@
-//! The text of the nftables table.
+//! The text of the nftables table: what is translated, what is clamped, what never leaves unencrypted.
+//!
+//! How the text reaches the kernel is the shell's affair. It stands apart because the packets' rules are written here
+//! and nowhere else: a reader of `nft list table inet wg-overlay` finds each of them word by word.
 
-use crate::Firewall;
+use std::{collections::BTreeSet, net::IpAddr};
 
-/// The table as text for `nft -f`, in one transaction that replaces the one before; the endpoint sets are empty.
-pub fn ruleset(_firewall: &Firewall) -> String {
-    String::new()
+use ipnet::IpNet;
+
+use crate::{BRIDGE, DEVICE, Firewall, TABLE};
+
+/// The table as text for `nft -f`, in one transaction that replaces the one before; the endpoint sets
+/// (`endpoints4`, `endpoints6`) are empty.
+///
+/// The named counters (`pod_to_tunnel`, `plaintext_in`, `plaintext_out`) are each declared on a line of their own, as
+/// `counter NAME { packets 0 bytes 0 }`.
+pub fn ruleset(firewall: &Firewall) -> String {
+    let families: Vec<Family> = [Family::v4(firewall), Family::v6(firewall)].into_iter().flatten().collect();
+    let fail_closed = firewall.fail_closed && !families.is_empty();
+    let mut sections = vec![counters(fail_closed)];
+    sections.extend(sets(&families));
+    sections.extend(tunnel_port(firewall));
+    sections.extend(raw(firewall, &families));
+    sections.push(mss_clamp());
+    sections.extend(source_nat(firewall, &families));
+    if fail_closed {
+        sections.extend(plaintext(firewall, &families));
+    }
+    let body: String = sections.join("\n").lines().map(indent).collect();
+    format!("add table inet {TABLE}\ndelete table inet {TABLE}\ntable inet {TABLE} {{\n{body}}}\n")
+}
+
+fn counters(fail_closed: bool) -> String {
+    let plaintext: &[&str] = if fail_closed { &["plaintext_in", "plaintext_out"] } else { &[] };
+    let names = [&["pod_to_tunnel"], plaintext].concat();
+    names.iter().map(|name| format!("counter {name} {{ packets 0 bytes 0 }}\n")).collect()
+}
+
+fn sets(families: &[Family]) -> Vec<String> {
+    let of_family = |f: &Family| {
+        let direct = (!f.direct.is_empty()).then(|| prefix_set(&f.direct_set(), f.kind, &f.direct));
+        std::iter::once(prefix_set(&f.cluster_set(), f.kind, &f.cluster)).chain(direct).collect::<Vec<_>>()
+    };
+    let endpoints = [("endpoints4", "ipv4_addr"), ("endpoints6", "ipv6_addr")]
+        .map(|(name, kind)| block(&format!("set {name}"), [format!("type {kind} . inet_service")]));
+    families.iter().flat_map(of_family).chain(endpoints).collect()
+}
+
+/// What pods may not send to. Asked before DNAT, since this node may be the router that forwards a peer's public port,
+/// and after it, since a Service's endpoint can be a node's port.
+fn tunnel_port(firewall: &Firewall) -> Vec<String> {
+    let to_this_node = format!("udp dport {} fib daddr type local", firewall.listen_port);
+    let targets = ["ip daddr . udp dport @endpoints4", "ip6 daddr . udp dport @endpoints6", &to_this_node];
+    vec![
+        block("chain tunnel_port", targets.map(|target| format!("{target} counter name pod_to_tunnel drop"))),
+        hook("input_from_pods", "filter hook input priority mangle", [to_tunnel_port("after DNAT")]),
+        hook("forward_from_pods", "filter hook forward priority mangle", [to_tunnel_port("after DNAT")]),
+    ]
+}
+
+/// From another node's pods too: the tunnel never carries the tunnel.
+fn to_tunnel_port(when: &str) -> String {
+    format!(r#"iifname {{ "{DEVICE}", "{BRIDGE}" }} meta l4proto udp jump tunnel_port comment "{when}""#)
+}
+
+/// Before connection tracking. If the tunnel's UDP were a tracked flow, a pod's masqueraded flow to the same peer
+/// could take its place, and with it the replies.
+fn raw(firewall: &Firewall, families: &[Family]) -> [String; 2] {
+    let port = firewall.listen_port;
+    let mut prerouting = vec![
+        to_tunnel_port("before DNAT"),
+        format!("iifname {} accept", own_links()),
+        format!(r#"udp dport {port} fib daddr type local notrack comment "the tunnel, in""#),
+    ];
+    if firewall.fail_closed {
+        let drop = |f: &Family| {
+            let Family { ip, .. } = f;
+            format!(
+                r#"{ip} saddr @{} counter name plaintext_in drop comment "pods' packets come by the tunnel""#,
+                f.cluster_set()
+            )
+        };
+        prerouting.extend(families.iter().map(drop));
+    }
+    let output = format!(r#"udp sport {port} notrack comment "the tunnel, out""#);
+    [
+        hook("raw_prerouting", "filter hook prerouting priority raw", prerouting),
+        hook("raw_output", "filter hook output priority raw", [output]),
+    ]
+}
+
+/// `rt mtu` is the smaller of the routes to the destination and back to the source (get_tcpmss,
+/// net/netfilter/nft_rt.c), so one expression serves both directions; it never raises a value.
+fn mss_clamp() -> String {
+    let clamp = |link: &str| {
+        format!(r#"{link} "{DEVICE}" tcp flags & (syn | rst) == syn tcp option maxseg size set rt mtu"#)
+    };
+    hook("mss_clamp", "filter hook forward priority mangle", [clamp("iifname"), clamp("oifname")])
+}
+
+/// The first chain that gives a flow its source keeps it, so these never come on top of kube-proxy's masquerade.
+fn source_nat(firewall: &Firewall, families: &[Family]) -> Vec<String> {
+    let ports = ports_beside(firewall.listen_port);
+    let mut chains = Vec::new();
+    let mut rules = Vec::new();
+    for Family { ip, digit, overlay, .. } in families {
+        let Some(overlay) = overlay else { continue };
+        let to = if overlay.is_ipv6() { format!("[{overlay}]") } else { overlay.to_string() };
+        chains.push(block(
+            &format!("chain tunnel_source{digit}"),
+            [
+                format!("meta l4proto udp snat {ip} to {to}:{ports} fully-random"),
+                format!("snat {ip} to {overlay} fully-random"),
+            ],
+        ));
+        rules.push(format!(r#"oifname "{DEVICE}" {ip} saddr != @cluster{digit} goto tunnel_source{digit}"#));
+    }
+    if firewall.masquerade && !families.is_empty() {
+        chains.push(block(
+            "chain node_source",
+            [
+                format!("meta l4proto udp masquerade to :{ports} fully-random"),
+                "masquerade fully-random".to_owned(),
+            ],
+        ));
+        rules.push(format!("oifname {} accept", own_links()));
+        rules.extend(families.iter().map(|f| {
+            let Family { ip, digit, .. } = f;
+            format!(
+                "{ip} saddr @cluster{digit} {ip} daddr != @cluster{digit} {}goto node_source",
+                f.not_direct("daddr")
+            )
+        }));
+    }
+    if !rules.is_empty() {
+        chains.push(hook("source_nat", "nat hook postrouting priority srcnat", rules));
+    }
+    chains
+}
+
+/// The larger range of unprivileged ports beside the tunnel's. The tunnel is untracked, so NAT takes its port for a
+/// free one, and the flow that got it would lose its replies to WireGuard.
+fn ports_beside(listen_port: u16) -> String {
+    const UNPRIVILEGED: u16 = 1024;
+    if listen_port > u16::MAX / 2 {
+        format!("{UNPRIVILEGED}-{}", listen_port - 1)
+    } else {
+        format!("{}-{}", UNPRIVILEGED.max(listen_port + 1), u16::MAX)
+    }
+}
+
+/// Fail closed: after DNAT for what comes in, after source NAT for what goes out. What has no conntrack entry passes
+/// by every NAT chain, and is caught here.
+fn plaintext(firewall: &Firewall, families: &[Family]) -> [String; 2] {
+    let mut inbound = vec![
+        format!("iifname {} accept", own_links()),
+        "ct state established,related accept".to_owned(),
+        r#"ct status dnat accept comment "this node led it to the pod""#.to_owned(),
+    ];
+    let mut outbound = vec![format!("oifname {} accept", own_links())];
+    for f in families {
+        let Family { ip, digit, .. } = f;
+        inbound.push(format!(
+            "{ip} daddr @cluster{digit} {}counter name plaintext_in drop",
+            f.not_direct("saddr")
+        ));
+        // Without masquerade, pods may speak to the outside as themselves; to each other only in the tunnel.
+        let to = if firewall.masquerade { String::new() } else { format!("{ip} daddr @cluster{digit} ") };
+        outbound.push(format!(
+            "{ip} saddr @cluster{digit} {to}{}counter name plaintext_out drop",
+            f.not_direct("daddr")
+        ));
+    }
+    [
+        hook("plaintext_inbound", "filter hook prerouting priority dstnat + 10", inbound),
+        hook("plaintext_outbound", "filter hook postrouting priority srcnat + 10", outbound),
+    ]
+}
+
+/// What the rules of one address family need.
+struct Family {
+    /// `ip` or `ip6`.
+    ip: &'static str,
+    digit: char,
+    /// The type of an address in a set.
+    kind: &'static str,
+    cluster: Vec<IpNet>,
+    /// The destinations that see pod addresses.
+    direct: Vec<IpNet>,
+    overlay: Option<IpAddr>,
+}
+
+impl Family {
+    /// `None` where the cluster has no IPv4 prefix.
+    fn v4(firewall: &Firewall) -> Option<Self> {
+        Self::new(firewall, ("ip", '4', "ipv4_addr"), IpAddr::is_ipv4)
+    }
+
+    /// `None` where the cluster has no IPv6 prefix.
+    fn v6(firewall: &Firewall) -> Option<Self> {
+        Self::new(firewall, ("ip6", '6', "ipv6_addr"), IpAddr::is_ipv6)
+    }
+
+    fn new(
+        firewall: &Firewall,
+        (ip, digit, kind): (&'static str, char, &'static str),
+        is: fn(&IpAddr) -> bool,
+    ) -> Option<Self> {
+        // An interval set refuses overlapping elements.
+        let of_family = |nets: &BTreeSet<IpNet>| {
+            IpNet::aggregate(&nets.iter().filter(|n| is(&n.addr())).copied().collect::<Vec<_>>())
+        };
+        let cluster = of_family(&firewall.cluster);
+        let direct = of_family(&firewall.non_masquerade);
+        let overlay = firewall.overlay_ips.iter().find(|a| is(a)).copied();
+        (!cluster.is_empty()).then_some(Self { ip, digit, kind, cluster, direct, overlay })
+    }
+
+    fn cluster_set(&self) -> String {
+        format!("cluster{}", self.digit)
+    }
+
+    fn direct_set(&self) -> String {
+        format!("non_masquerade{}", self.digit)
+    }
+
+    fn not_direct(&self, field: &str) -> String {
+        if self.direct.is_empty() {
+            return String::new();
+        }
+        format!("{} {field} != @{} ", self.ip, self.direct_set())
+    }
+}
+
+fn own_links() -> String {
+    format!(r#"{{ "lo", "{DEVICE}", "{BRIDGE}" }}"#)
+}
+
+fn prefix_set(name: &str, kind: &str, prefixes: &[IpNet]) -> String {
+    let elements: Vec<String> = prefixes.iter().map(IpNet::to_string).collect();
+    block(
+        &format!("set {name}"),
+        [
+            format!("type {kind}"),
+            "flags interval".to_owned(),
+            format!("elements = {{ {} }}", elements.join(", ")),
+        ],
+    )
+}
+
+fn hook(name: &str, at: &str, rules: impl IntoIterator<Item = String>) -> String {
+    let policy = format!("type {at}; policy accept;");
+    block(&format!("chain {name}"), std::iter::once(policy).chain(rules))
+}
+
+fn block(head: &str, lines: impl IntoIterator<Item = String>) -> String {
+    let body: String = lines.into_iter().map(|l| indent(&l)).collect();
+    format!("{head} {{\n{body}}}\n")
+}
+
+fn indent(line: &str) -> String {
+    if line.is_empty() { "\n".to_owned() } else { format!("\t{line}\n") }
 }
