@@ -1,1 +1,24 @@
-//! To be written.
+//! A WireGuard device in user space, for kernels that have none.
+//!
+//! Owns one TUN link, the UDP sockets of its tunnel, and the UAPI socket through which `wg` and
+//! wireguard-control read and configure it. The protocol itself (handshakes, sessions, timers) is
+//! gotatun's. It decides nothing about peers, adds no address and no route, and does not raise
+//! the link: the agent treats this device as it treats the kernel's.
+//!
+//! It is a crate of its own because it runs as a process of its own, so that a restart of the
+//! agent never touches a tunnel.
+//!
+//! ```text
+//!  link wgo0 ── tun ──► seal ──► udp ── underlay        link ── MTU changes, deletion
+//!            ◄─ tun ◄── open ◄── udp ──                 uapi ── /var/run/wireguard/wgo0.sock
+//! ```
+
+mod device;
+mod error;
+mod link;
+mod tun;
+mod uapi;
+mod udp;
+
+pub use device::{DeviceConfig, MAX_MTU, MIN_MTU, run};
+pub use error::DeviceError;

@@ -1,0 +1,78 @@
+//! A train: packets of one size to one endpoint, sent in one call (UDP_SEGMENT).
+
+use std::{
+    io::{self, IoSlice},
+    net::SocketAddr,
+    os::fd::AsRawFd,
+};
+
+use gotatun::{packet::Packet, udp::socket::UdpSocket};
+use nix::sys::socket::{ControlMessage, MsgFlags, SockaddrStorage, sendmsg};
+use rustix::io::Errno;
+use tokio::io::Interest;
+
+/// Most segments of one train: UDP_MAX_SEGMENTS (include/linux/udp.h) is 64 before Linux 6.10.
+pub(super) const MAX_SEGMENTS: usize = 64;
+
+/// Most bytes of one train: the largest UDP payload over IPv4.
+const MAX_BYTES: usize = 65_507;
+
+/// How many of the first packets make one train: same endpoint and size, the last may be shorter.
+/// At least 1 where there are packets.
+pub(super) fn length(packets: &[(Packet, SocketAddr)]) -> usize {
+    let Some((first, endpoint)) = packets.first() else {
+        return 0;
+    };
+    let size = first.len();
+    let mut bytes = 0;
+    let mut count = 0;
+    for (packet, destination) in packets.iter().take(MAX_SEGMENTS) {
+        if destination != endpoint || packet.len() > size || bytes + packet.len() > MAX_BYTES {
+            break;
+        }
+        bytes += packet.len();
+        count += 1;
+        if packet.len() < size {
+            break;
+        }
+    }
+    count.max(1)
+}
+
+/// Sends `train` in one call. All or nothing is sent.
+pub(super) async fn send(socket: &UdpSocket, train: &[(Packet, SocketAddr)]) -> io::Result<()> {
+    let Some((first, destination)) = train.first() else {
+        return Ok(());
+    };
+    let size = u16::try_from(first.len()).map_err(|_| Errno::MSGSIZE)?;
+    let slices: Vec<IoSlice> = train.iter().map(|(packet, _)| IoSlice::new(packet)).collect();
+    let control = [ControlMessage::UdpGsoSegments(&size)];
+    let address = SockaddrStorage::from(*destination);
+    let fd = socket.socket().as_raw_fd();
+    socket
+        .socket()
+        .async_io(Interest::WRITABLE, || {
+            sendmsg(fd, &slices, &control, MsgFlags::MSG_DONTWAIT, Some(&address))?;
+            Ok(())
+        })
+        .await
+}
+
+/// What an error of [`send`] says of trains, where it is not of the endpoint.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Refusal {
+    /// Not this one: its packets are larger than the path, and must be cut.
+    ThisTrain,
+    /// None on this socket: no UDP_SEGMENT in the kernel, or no checksum offload on the link.
+    AllTrains,
+}
+
+/// net/ipv4/udp.c, udp_send_skb: EMSGSIZE (EINVAL before Linux 6.13) where a segment exceeds the
+/// path's MTU, EIO without checksum offload. A kernel without UDP_SEGMENT answers EINVAL too.
+pub(super) fn refusal(error: &io::Error) -> Option<Refusal> {
+    match Errno::from_io_error(error)? {
+        Errno::MSGSIZE | Errno::INVAL => Some(Refusal::ThisTrain),
+        Errno::IO | Errno::NOPROTOOPT | Errno::OPNOTSUPP => Some(Refusal::AllTrains),
+        _ => None,
+    }
+}
