@@ -1,0 +1,91 @@
+//! ADD: reserve, make the link, configure the pod, mark the link. Whatever fails, all that this ADD made is taken back.
+
+use std::{net::IpAddr, path::Path};
+
+use serde_json::Value;
+use wg_overlay_ipam::{Holder, Range};
+
+use super::{
+    conf::NetConf,
+    error::CniError,
+    link::{self, PodLink},
+    netns::Netns,
+    result::{self, Interface},
+    sysctl,
+};
+use crate::{
+    BRIDGE, Network,
+    names::{pod_link_alias, pod_link_name},
+    netlink::{Link, Netlink},
+    store,
+};
+
+/// Makes the attachment and passes its result to `answer`, whose failure counts as the attachment's.
+pub(crate) fn add(
+    conf: &mut NetConf,
+    holder: &Holder,
+    netns_path: &Path,
+    answer: impl FnOnce(&Value) -> Result<(), CniError>,
+) -> Result<(), CniError> {
+    let network = Network::read(&conf.state_dir)?;
+    let ranges = network.ranges().map_err(CniError::Config)?;
+    let has = |v6| ranges.iter().any(|range| range.gateway().is_ipv6() == v6);
+    let (ipv4, ipv6) = (has(false), has(true));
+
+    let netns = Netns::open(netns_path)?;
+    let mut host = Netlink::open()?;
+    let bridge = host.link(BRIDGE)?.ok_or(CniError::NoBridge)?;
+    sysctl::enable_forwarding(ipv4, ipv6)?;
+    netns.enter()?;
+    let mut pod = Netlink::open()?;
+    if pod.link(holder.ifname())?.is_some() {
+        return Err(CniError::InterfaceExists {
+            ifname: holder.ifname().to_owned(),
+            netns: netns_path.to_owned(),
+        });
+    }
+
+    let store = store(&conf.state_dir);
+    let _attaching = store.begin_attach().map_err(CniError::Ipam)?;
+    let link = PodLink {
+        host_name: pod_link_name(holder),
+        host_mac: link::random_mac()?,
+        pod_name: holder.ifname(),
+        pod_mac: link::random_mac()?,
+        mtu: network.mtu,
+    };
+    let reservation = store.reserve(holder, &ranges).map_err(CniError::Reserve)?;
+    let networks: Vec<(Range, IpAddr)> = ranges.into_iter().zip(reservation.addresses).collect();
+
+    let made = host.request(vec![link.create(&bridge, &netns)]).map_err(CniError::from);
+    let is_made = made.is_ok();
+    let done = made.and_then(|_| {
+        let ours = find(&mut host, &link.host_name)?;
+        host.request(vec![link.set_up_port(&ours)])?;
+        sysctl::prepare_pod_link(link.pod_name, ipv4, ipv6)?;
+        let theirs = find(&mut pod, link.pod_name)?;
+        pod.request(link::configure_pod(&theirs, &networks))?;
+        host.request(vec![link.mark(&ours, pod_link_alias(holder))])?;
+        let sandbox = || Some(netns_path.display().to_string());
+        let interfaces = [
+            Interface { name: BRIDGE, mac: &bridge.mac, mtu: bridge.mtu, sandbox: None },
+            Interface { name: &link.host_name, mac: &link.host_mac, mtu: link.mtu, sandbox: None },
+            Interface { name: link.pod_name, mac: &link.pod_mac, mtu: link.mtu, sandbox: sandbox() },
+        ];
+        answer(&result::result(conf, &interfaces, &networks))
+    });
+    if done.is_err() {
+        // Best effort: what can't be taken back here, the collection finds by its reservation.
+        if !is_made || link::delete(&mut host, &link.host_name, &pod_link_alias(holder), true).is_ok() {
+            let _ = store.release(holder);
+        }
+    }
+    done
+}
+
+fn find(netlink: &mut Netlink, name: &str) -> Result<Link, CniError> {
+    netlink.link(name)?.ok_or_else(|| CniError::Io {
+        action: format!("find the link {name}, which was just made"),
+        source: std::io::ErrorKind::NotFound.into(),
+    })
+}

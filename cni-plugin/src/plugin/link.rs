@@ -1,0 +1,193 @@
+//! A pod's link: the netlink requests that make it, and how it is taken away.
+
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+
+use netlink_packet_core::{NLM_F_CREATE, NLM_F_EXCL};
+use netlink_packet_route::{
+    AddressFamily, RouteNetlinkMessage,
+    address::{AddressAttribute, AddressHeaderFlags, AddressMessage},
+    link::{
+        AfSpecInet6, AfSpecUnspec, In6AddrGenMode, InfoBridgePort, InfoData, InfoKind, InfoPortData,
+        InfoPortKind, InfoVeth, LinkAttribute, LinkFlags, LinkInfo, LinkMessage,
+    },
+    route::{RouteAddress, RouteAttribute, RouteHeader, RouteMessage, RouteProtocol, RouteScope, RouteType},
+};
+use rustix::rand::GetRandomFlags;
+use wg_overlay_ipam::Range;
+
+use super::{error::CniError, netns::Netns};
+use crate::netlink::{Link, Netlink, Request};
+
+pub(crate) type Mac = [u8; 6];
+
+/// Loopback is the first link of every network namespace.
+const LOOPBACK_INDEX: u32 = 1;
+
+/// What a link is made of.
+pub(crate) struct PodLink<'a> {
+    pub(crate) host_name: String,
+    pub(crate) host_mac: Mac,
+    pub(crate) pod_name: &'a str,
+    pub(crate) pod_mac: Mac,
+    pub(crate) mtu: u32,
+}
+
+/// A random unicast address of the locally administered kind (IEEE 802, section 8).
+pub(crate) fn random_mac() -> Result<Mac, CniError> {
+    let mut mac = Mac::default();
+    rustix::rand::getrandom(&mut mac, GetRandomFlags::empty()).map_err(|errno| CniError::Io {
+        action: "get random bytes for a MAC".to_owned(),
+        source: errno.into(),
+    })?;
+    let [first, ..] = &mut mac;
+    *first = (*first & 0b1111_1100) | 0b10;
+    Ok(mac)
+}
+
+impl PodLink<'_> {
+    /// Both ends in one request, the pod's directly in its namespace. Both are down: the kernel can't set up the peer
+    /// here, and the host's end gets its settings first.
+    pub(crate) fn create(&self, bridge: &Link, netns: &Netns) -> Request {
+        let mut peer = LinkMessage::default();
+        peer.attributes = vec![
+            LinkAttribute::IfName(self.pod_name.to_owned()),
+            LinkAttribute::Mtu(self.mtu),
+            LinkAttribute::Address(self.pod_mac.to_vec()),
+            LinkAttribute::NetNsFd(netns.as_raw_fd()),
+        ];
+        let mut host = LinkMessage::default();
+        host.attributes = vec![
+            LinkAttribute::IfName(self.host_name.clone()),
+            LinkAttribute::Mtu(self.mtu),
+            LinkAttribute::Address(self.host_mac.to_vec()),
+            LinkAttribute::Controller(bridge.index),
+            LinkAttribute::LinkInfo(vec![
+                LinkInfo::Kind(InfoKind::Veth),
+                LinkInfo::Data(InfoData::Veth(InfoVeth::Peer(peer))),
+            ]),
+        ];
+        Request {
+            what: format!(
+                "make the link {} on {} with {} in {}",
+                self.host_name,
+                bridge.name,
+                self.pod_name,
+                netns.path().display()
+            ),
+            message: RouteNetlinkMessage::NewLink(host),
+            flags: NLM_F_CREATE | NLM_F_EXCL,
+        }
+    }
+
+    /// The host's end as a port: hairpin, so that a pod reaches itself through a Service; no IPv6 address of its own.
+    pub(crate) fn set_up_port(&self, link: &Link) -> Request {
+        let mut message = up(link.index);
+        message.attributes = vec![
+            LinkAttribute::LinkInfo(vec![
+                LinkInfo::PortKind(InfoPortKind::Bridge),
+                LinkInfo::PortData(InfoPortData::BridgePort(vec![InfoBridgePort::HairpinMode(true)])),
+            ]),
+            LinkAttribute::AfSpecUnspec(vec![AfSpecUnspec::Inet6(vec![AfSpecInet6::AddrGenMode(
+                In6AddrGenMode::None,
+            )])]),
+        ];
+        Request {
+            what: format!("set up {} as a bridge port with hairpin", self.host_name),
+            message: RouteNetlinkMessage::NewLink(message),
+            flags: 0,
+        }
+    }
+
+    /// The mark that the link is complete.
+    pub(crate) fn mark(&self, link: &Link, alias: String) -> Request {
+        let mut message = LinkMessage::default();
+        message.header.index = link.index;
+        message.attributes = vec![LinkAttribute::IfAlias(alias)];
+        Request {
+            what: format!("mark {}", self.host_name),
+            message: RouteNetlinkMessage::SetLink(message),
+            flags: 0,
+        }
+    }
+}
+
+/// Loopback and the pod's link up, its addresses, its default routes.
+pub(crate) fn configure_pod(link: &Link, networks: &[(Range, IpAddr)]) -> Vec<Request> {
+    let set_up = |index, name: &str| Request {
+        what: format!("set up {name} in the pod"),
+        message: RouteNetlinkMessage::SetLink(up(index)),
+        flags: 0,
+    };
+    let mut requests = vec![set_up(LOOPBACK_INDEX, "lo"), set_up(link.index, &link.name)];
+    requests.extend(networks.iter().map(|(range, address)| add_address(link, *range, *address)));
+    requests.extend(networks.iter().map(|(range, _)| add_default_route(link, *range)));
+    requests
+}
+
+/// The default route's destination of a family.
+pub(crate) fn unspecified(gateway: IpAddr) -> IpAddr {
+    match gateway {
+        IpAddr::V4(_) => Ipv4Addr::UNSPECIFIED.into(),
+        IpAddr::V6(_) => Ipv6Addr::UNSPECIFIED.into(),
+    }
+}
+
+/// Deletes the host's end of a holder's link, and with it the pod's, if it is ours: marked for this holder, or unmarked
+/// where `reserved` says that an ADD of this holder did not get to its end.
+pub(crate) fn delete(host: &mut Netlink, name: &str, alias: &str, reserved: bool) -> Result<(), CniError> {
+    if let Some(link) = host.link(name)?
+        && link.alias.as_ref().map_or(reserved, |mark| mark == alias)
+    {
+        host.delete_link(&link)?;
+    }
+    Ok(())
+}
+
+fn up(index: u32) -> LinkMessage {
+    let mut message = LinkMessage::default();
+    message.header.index = index;
+    message.header.flags = LinkFlags::Up;
+    message.header.change_mask = LinkFlags::Up;
+    message
+}
+
+fn family(address: IpAddr) -> AddressFamily {
+    if address.is_ipv4() { AddressFamily::Inet } else { AddressFamily::Inet6 }
+}
+
+/// Without duplicate detection in IPv6: the reservation is what keeps addresses apart, and a pod must not wait.
+fn add_address(link: &Link, range: Range, address: IpAddr) -> Request {
+    let mut message = AddressMessage::default();
+    message.header.family = family(address);
+    message.header.prefix_len = range.prefix().prefix_len();
+    message.header.index = link.index;
+    if address.is_ipv6() {
+        message.header.flags = AddressHeaderFlags::Nodad;
+    }
+    message.attributes = vec![AddressAttribute::Local(address), AddressAttribute::Address(address)];
+    if let (IpAddr::V4(_), IpAddr::V4(broadcast)) = (address, range.prefix().broadcast()) {
+        message.attributes.push(AddressAttribute::Broadcast(broadcast));
+    }
+    Request {
+        what: format!("add {address}/{} to {} in the pod", range.prefix().prefix_len(), link.name),
+        message: RouteNetlinkMessage::NewAddress(message),
+        flags: NLM_F_CREATE | NLM_F_EXCL,
+    }
+}
+
+fn add_default_route(link: &Link, range: Range) -> Request {
+    let gateway = range.gateway();
+    let mut message = RouteMessage::default();
+    message.header.address_family = family(gateway);
+    message.header.table = RouteHeader::RT_TABLE_MAIN;
+    message.header.protocol = RouteProtocol::Boot;
+    message.header.scope = RouteScope::Universe;
+    message.header.kind = RouteType::Unicast;
+    message.attributes =
+        vec![RouteAttribute::Gateway(RouteAddress::from(gateway)), RouteAttribute::Oif(link.index)];
+    Request {
+        what: format!("add the pod's default route via {gateway}"),
+        message: RouteNetlinkMessage::NewRoute(message),
+        flags: NLM_F_CREATE | NLM_F_EXCL,
+    }
+}
