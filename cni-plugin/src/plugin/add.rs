@@ -22,11 +22,12 @@ use crate::{
 
 /// Makes the attachment and passes its result to `answer`, whose failure counts as the attachment's.
 pub(crate) fn add(
-    conf: &mut NetConf,
+    conf: &NetConf,
     holder: &Holder,
     netns_path: &Path,
     answer: impl FnOnce(&Value) -> Result<(), CniError>,
 ) -> Result<(), CniError> {
+    let previous = conf.prev_result()?.unwrap_or_default();
     let network = Network::read(&conf.state_dir)?;
     let ranges = network.ranges().map_err(CniError::Config)?;
     let has = |v6| ranges.iter().any(|range| range.gateway().is_ipv6() == v6);
@@ -72,7 +73,7 @@ pub(crate) fn add(
             Interface { name: &link.host_name, mac: &link.host_mac, mtu: link.mtu, sandbox: None },
             Interface { name: link.pod_name, mac: &link.pod_mac, mtu: link.mtu, sandbox: sandbox() },
         ];
-        answer(&result::result(conf, &interfaces, &networks))
+        answer(&result::result(conf, previous, &interfaces, &networks))
     });
     if done.is_err() {
         // Best effort: what can't be taken back here, the collection finds by its reservation.

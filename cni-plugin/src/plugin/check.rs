@@ -27,7 +27,7 @@ use crate::{
 /// no difference.
 pub(crate) fn check(conf: &NetConf, holder: &Holder, netns_path: &Path) -> Result<(), CniError> {
     let differs = |difference: String| CniError::Check { holder: holder.to_string(), difference };
-    let Some(previous) = &conf.prev_result else {
+    let Some(previous) = conf.prev_result()? else {
         return Err(CniError::Config("CHECK needs prevResult, the result of ADD".to_owned()));
     };
     let reservation = store(&conf.state_dir).get(holder).map_err(CniError::Ipam)?;
@@ -52,7 +52,7 @@ pub(crate) fn check(conf: &NetConf, holder: &Holder, netns_path: &Path) -> Resul
     if !inside.up {
         return Err(differs(format!("the pod's link {ifname} is down")));
     }
-    check_previous(previous, &inside, &addresses).map_err(differs)?;
+    check_previous(&previous, &inside, &addresses).map_err(differs)?;
     let present = pod_addresses(&mut pod, inside.index)?;
     for address in &addresses {
         let Some(prefix_len) = present.iter().find(|(there, _)| there == address).map(|(_, length)| *length)

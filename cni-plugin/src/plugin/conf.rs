@@ -30,7 +30,8 @@ pub(crate) struct NetConf {
     pub(crate) state_dir: PathBuf,
     /// Given back in the result as it is.
     pub(crate) dns: Option<Map<String, Value>>,
-    pub(crate) prev_result: Option<PrevResult>,
+    /// Decoded by the commands that use it: DEL must not fail over it.
+    prev_result: Option<Map<String, Value>>,
     #[serde(rename = "cni.dev/valid-attachments")]
     pub(crate) valid_attachments: Option<Vec<Attachment>>,
 }
@@ -76,7 +77,9 @@ impl NetConf {
         if text.trim_ascii().is_empty() {
             return Err(CniError::StdinEmpty);
         }
-        let conf: Self = serde_json::from_slice(text).map_err(CniError::Decode)?;
+        // By way of a map, because serde takes an array for a struct as well.
+        let object: Map<String, Value> = serde_json::from_slice(text).map_err(CniError::Decode)?;
+        let conf: Self = serde_json::from_value(object.into()).map_err(CniError::Decode)?;
         // "Section 1: Network configuration format": the name's first and other characters.
         let other = |b: u8| b.is_ascii_alphanumeric() || b"_.-".contains(&b);
         if !conf.name.as_bytes().first().is_some_and(u8::is_ascii_alphanumeric)
@@ -94,6 +97,11 @@ impl NetConf {
             return Err(CniError::Version(conf.cni_version));
         }
         Ok(conf)
+    }
+
+    pub(crate) fn prev_result(&self) -> Result<Option<PrevResult>, CniError> {
+        let decode = |object| serde_json::from_value(Value::Object(object)).map_err(CniError::Decode);
+        self.prev_result.clone().map(decode).transpose()
     }
 
     /// Refuses a command that came into the specification after the version that the configuration is written in.

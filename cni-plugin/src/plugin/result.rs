@@ -5,7 +5,10 @@ use std::net::IpAddr;
 use serde_json::{Map, Value, json};
 use wg_overlay_ipam::Range;
 
-use super::{conf::NetConf, link::unspecified};
+use super::{
+    conf::{NetConf, PrevResult},
+    link::unspecified,
+};
 
 /// One interface of the result; without a sandbox it is the host's.
 pub(crate) struct Interface<'a> {
@@ -16,8 +19,12 @@ pub(crate) struct Interface<'a> {
 }
 
 /// The result for this attachment, added to what plugins before this one had. The pod's interface is the last one.
-pub(crate) fn result(conf: &mut NetConf, interfaces: &[Interface], networks: &[(Range, IpAddr)]) -> Value {
-    let previous = conf.prev_result.take().unwrap_or_default();
+pub(crate) fn result(
+    conf: &NetConf,
+    previous: PrevResult,
+    interfaces: &[Interface],
+    networks: &[(Range, IpAddr)],
+) -> Value {
     let version = conf.cni_version.as_str();
     let pod_index = previous.interfaces.len() + interfaces.len() - 1;
 
@@ -56,7 +63,7 @@ pub(crate) fn result(conf: &mut NetConf, interfaces: &[Interface], networks: &[(
         object
     }));
 
-    let dns = conf.dns.take().unwrap_or(previous.dns);
+    let dns = conf.dns.clone().unwrap_or(previous.dns);
     json!({ "cniVersion": version, "interfaces": all_interfaces, "ips": ips, "routes": routes, "dns": dns })
 }
 
