@@ -1,10 +1,6 @@
 //! The difference between desired and observed, as an ordered list of steps.
 
-use std::{
-    collections::{BTreeMap, BTreeSet},
-    net::SocketAddr,
-    time::Duration,
-};
+use std::{collections::BTreeSet, net::SocketAddr, time::Duration};
 
 use ipnet::IpNet;
 
@@ -127,8 +123,8 @@ pub fn cleanup(observed: &ObservedState) -> Plan {
     steps.extend(observed.routes.keys().map(|p| Step::RemoveRoute(*p)));
     steps.extend(observed.device.iter().map(|_| Step::DeleteLink(Link::Device)));
     steps.extend(observed.bridge.iter().map(|_| Step::DeleteLink(Link::Bridge)));
-    let ours = observed.host_chains.iter().filter(|(_, s)| !matches!(s, HostChainState::Drops));
-    steps.extend(ours.map(|(c, _)| Step::LeaveHostChain(c.clone())));
+    // a chain that drops may still hold rules of ours, made for an earlier port
+    steps.extend(observed.host_chains.keys().map(|c| Step::LeaveHostChain(c.clone())));
     steps.extend(observed.unreachable.iter().map(|p| Step::RemoveUnreachable(*p)));
     steps.extend(observed.firewall.iter().map(|_| Step::RemoveFirewall));
     steps.sort_by_key(Step::phase);
@@ -136,7 +132,9 @@ pub fn cleanup(observed: &ObservedState) -> Plan {
 }
 
 impl Step {
-    /// The step's place in a plan: guards 0, links 1, peers 2, routes 3, removals 4 to 8, guards again 9.
+    /// The step's place in a plan: guards 0, links 1 to 4, peers 5 and 6, routes 7, removals 8 to 12, guards again
+    /// 13 and 14. A peer's allowed IPs are replaced after every other peer took what moves to it: a prefix that moves
+    /// always has an owner.
     pub fn phase(&self) -> u8 {
         match self {
             Self::SetFirewall { .. } | Self::GuardEndpoints { .. } | Self::AddUnreachable(_) => 0,
@@ -144,15 +142,16 @@ impl Step {
             Self::SetBridgeNetfilter | Self::SetMtu(..) | Self::SetKey(_) | Self::SetListenPort(_) => 2,
             Self::AddAddress(..) => 3,
             Self::SetUp(_) => 4,
-            Self::SetPeer(_) => 5,
-            Self::SetRoute(..) => 6,
-            Self::RemoveRoute(_) => 7,
-            Self::RemovePeer(_) => 8,
-            Self::RemoveAddress(..) => 9,
-            Self::DeleteLink(_) => 10,
-            Self::LeaveHostChain(_) => 11,
-            Self::RemoveUnreachable(_) => 12,
-            Self::RemoveFirewall => 13,
+            Self::SetPeer(PeerChange { replace_allowed_ips: None, .. }) => 5,
+            Self::SetPeer(_) => 6,
+            Self::SetRoute(..) => 7,
+            Self::RemoveRoute(_) => 8,
+            Self::RemovePeer(_) => 9,
+            Self::RemoveAddress(..) => 10,
+            Self::DeleteLink(_) => 11,
+            Self::LeaveHostChain(_) => 12,
+            Self::RemoveUnreachable(_) => 13,
+            Self::RemoveFirewall => 14,
         }
     }
 }
@@ -190,13 +189,14 @@ fn links(desired: &DesiredState, observed: &ObservedState, steps: &mut Vec<Step>
     let want = &desired.device;
     link(
         Link::Device,
-        (want.mtu, &want.addresses, &BTreeSet::new()),
+        (want.mtu, &want.addresses),
         device.map(|d| (d.marked, d.up, d.mtu, &d.addresses)),
         steps,
     );
+    let gateways = &desired.bridge.addresses | &observed.addresses_in_use;
     link(
         Link::Bridge,
-        (desired.bridge.mtu, &desired.bridge.addresses, &observed.addresses_in_use),
+        (desired.bridge.mtu, &gateways),
         bridge.map(|b| (b.marked, b.up, b.mtu, &b.addresses)),
         steps,
     );
@@ -211,10 +211,10 @@ fn links(desired: &DesiredState, observed: &ObservedState, steps: &mut Vec<Step>
     }
 }
 
-type Wanted<'a> = (u32, &'a BTreeSet<IpNet>, &'a BTreeSet<IpNet>);
+type Wanted<'a> = (u32, &'a BTreeSet<IpNet>);
 type Found<'a> = (bool, bool, u32, &'a BTreeSet<IpNet>);
 
-fn link(which: Link, (mtu, wanted, kept): Wanted<'_>, found: Option<Found<'_>>, steps: &mut Vec<Step>) {
+fn link(which: Link, (mtu, wanted): Wanted<'_>, found: Option<Found<'_>>, steps: &mut Vec<Step>) {
     let none = BTreeSet::new();
     let (marked, up, found_mtu, addresses) = found.unwrap_or_else(|| {
         steps.push(Step::CreateLink(which));
@@ -227,61 +227,62 @@ fn link(which: Link, (mtu, wanted, kept): Wanted<'_>, found: Option<Found<'_>>, 
         steps.push(Step::SetMtu(which, mtu));
     }
     steps.extend(wanted.difference(addresses).map(|a| Step::AddAddress(which, *a)));
-    let unwanted = addresses.difference(wanted).filter(|a| !kept.contains(a));
-    steps.extend(unwanted.map(|a| Step::RemoveAddress(which, *a)));
+    steps.extend(addresses.difference(wanted).map(|a| Step::RemoveAddress(which, *a)));
     if !up {
         steps.push(Step::SetUp(which));
     }
 }
 
 fn peers(desired: &DesiredState, observed: &ObservedState, steps: &mut Vec<Step>) {
-    let owner: BTreeMap<IpNet, PublicKey> =
-        desired.peers.iter().flat_map(|(key, p)| p.allowed_ips.iter().map(|ip| (*ip, *key))).collect();
+    let owned: BTreeSet<&IpNet> = desired.peers.values().flat_map(|p| &p.allowed_ips).collect();
     for (key, peer) in &desired.peers {
-        let change = match observed.peers.get(key) {
-            None => Some(new_peer(*key, peer)),
-            Some(found) => changed_peer(*key, peer, found, &owner),
-        };
-        steps.extend(change.map(Step::SetPeer));
+        match observed.peers.get(key) {
+            None => steps.push(Step::SetPeer(new_peer(*key, peer))),
+            Some(found) => {
+                steps.extend(changed_peer(*key, peer, found).map(Step::SetPeer));
+                let orphaned = found.allowed_ips.difference(&peer.allowed_ips).any(|ip| !owned.contains(ip));
+                if orphaned {
+                    let replace_allowed_ips = Some(peer.allowed_ips.clone());
+                    steps.push(Step::SetPeer(PeerChange { replace_allowed_ips, ..untouched(*key, peer) }));
+                }
+            }
+        }
+    }
+}
+
+fn untouched(public_key: PublicKey, peer: &DesiredPeer) -> PeerChange {
+    PeerChange {
+        public_key,
+        node: peer.node.clone(),
+        add: false,
+        endpoint: None,
+        add_allowed_ips: BTreeSet::new(),
+        replace_allowed_ips: None,
+        keepalive: None,
+        clear_preshared_key: false,
     }
 }
 
 fn new_peer(public_key: PublicKey, peer: &DesiredPeer) -> PeerChange {
     PeerChange {
-        public_key,
-        node: peer.node.clone(),
         add: true,
         endpoint: peer.endpoint.map(|(e, _)| e),
         add_allowed_ips: peer.allowed_ips.clone(),
-        replace_allowed_ips: None,
         keepalive: (peer.keepalive != 0).then_some(peer.keepalive),
-        clear_preshared_key: false,
+        ..untouched(public_key, peer)
     }
 }
 
-fn changed_peer(
-    public_key: PublicKey,
-    peer: &DesiredPeer,
-    found: &ObservedPeer,
-    owner: &BTreeMap<IpNet, PublicKey>,
-) -> Option<PeerChange> {
-    let orphaned = found.allowed_ips.difference(&peer.allowed_ips).any(|ip| !owner.contains_key(ip));
+fn changed_peer(public_key: PublicKey, peer: &DesiredPeer, found: &ObservedPeer) -> Option<PeerChange> {
+    let nothing = untouched(public_key, peer);
     let change = PeerChange {
-        public_key,
-        node: peer.node.clone(),
-        add: false,
         endpoint: peer.endpoint.map(|(e, _)| e).filter(|e| endpoint_differs(*e, found)),
         add_allowed_ips: peer.allowed_ips.difference(&found.allowed_ips).copied().collect(),
-        replace_allowed_ips: orphaned.then(|| peer.allowed_ips.clone()),
         keepalive: (peer.keepalive != found.keepalive).then_some(peer.keepalive),
         clear_preshared_key: found.preshared_key,
+        ..nothing.clone()
     };
-    let nothing = change.endpoint.is_none()
-        && change.add_allowed_ips.is_empty()
-        && change.replace_allowed_ips.is_none()
-        && change.keepalive.is_none()
-        && !change.clear_preshared_key;
-    (!nothing).then_some(change)
+    (change != nothing).then_some(change)
 }
 
 /// WireGuard roams: what a fresh handshake taught the kernel stays until the advertised endpoint itself changes.
