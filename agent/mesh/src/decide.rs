@@ -9,11 +9,12 @@ use ipnet::IpNet;
 
 use crate::{
     Advertisement, ClusterView, DesiredBridge, DesiredDevice, DesiredPeer, DesiredRoute, DesiredState,
-    EndpointSource, EndpointSpec, Firewall, IPV6_MINIMUM_MTU, LocalProblem, NodeRecord, ObservedState,
-    PublicKey, Reason, Refusal, Underlay, UnderlayLink,
-    conflict::{extra_addresses, settle},
+    EndpointSource, Firewall, IPV6_MINIMUM_MTU, LocalProblem, NodeRecord, ObservedState, PublicKey, Reason,
+    Refusal, Underlay, UnderlayLink,
+    conflict::{Evidence, prefixes, settle},
     first_host, overlaps, overlay_mtu,
-    prefix::{host_prefix, is_routable, same_family},
+    prefix::{host_prefix, same_family},
+    reach::{Reach, addresses},
     refusal::Claim,
 };
 
@@ -91,7 +92,7 @@ pub struct Decision {
     pub pod_cidrs: Vec<IpNet>,
     /// The Nodes that are not believed, by name.
     pub refusals: BTreeMap<String, Refusal>,
-    /// Nodes whose endpoint is a name without an answer yet.
+    /// Nodes whose annotated endpoint is a name without an answer, or an address without a route.
     pub unresolved: BTreeMap<String, String>,
     /// Which Node holds which prefix, for the next decision.
     pub holders: BTreeMap<IpNet, String>,
@@ -110,19 +111,21 @@ pub fn decide(
     let own_record =
         cluster.get(&local.node_name).ok_or_else(|| LocalProblem::NoNode(local.node_name.clone()))?;
     let context = Context::new(local, own_record, observed)?;
-    let addresses = node_addresses(cluster);
     let mut refusals = BTreeMap::new();
     let mut claims = Vec::with_capacity(cluster.len());
     for (name, record) in cluster.iter().filter(|(name, _)| **name != local.node_name) {
-        match context.claim(name, record, &addresses) {
+        match context.claim(name, record) {
             Ok(claim) => claims.push(claim),
             Err(reason) => {
                 refusals.insert(name.clone(), Refusal { reason });
             }
         }
     }
-    let guarded = claims.iter().flat_map(|c| guarded_endpoints(c, cluster.get(&c.node), local)).collect();
-    let (believed, conflicts) = settle(&context.own, claims, observed, &local.holders);
+    let reach = Reach { settings: &local.settings, underlay: &observed.underlay };
+    let records = claims.iter().filter_map(|c| Some((c, cluster.get(&c.node)?)));
+    let guarded = records.flat_map(|(claim, record)| reach.guarded(claim, record)).collect();
+    let evidence = Evidence { cluster, observed, holders: &local.holders };
+    let (believed, conflicts) = settle(&context.own, claims, &evidence);
     refusals.extend(conflicts);
 
     let mut decision = Decision {
@@ -136,7 +139,7 @@ pub fn decide(
     for claim in believed {
         decision.holders.extend(claim.pod_cidrs.iter().map(|net| (*net, claim.node.clone())));
         let Some(record) = cluster.get(&claim.node) else { continue };
-        match context.endpoint(&claim, record, resolved) {
+        match reach.endpoint(&claim, record, resolved) {
             Ok(endpoint) => {
                 if let (None, Some(spec)) = (endpoint, &claim.advertisement.endpoint) {
                     decision.unresolved.insert(claim.node.clone(), spec.to_string());
@@ -188,7 +191,8 @@ impl<'a> Context<'a> {
                 overlay_mtu(link.mtu, ipv6)
             }
         };
-        let mtu = mtu.min(local.max_mtu);
+        let minimum = overlay_mtu(0, ipv6);
+        let mtu = mtu.min(local.max_mtu).max(minimum);
         let advertisement = Advertisement {
             public_key: local.public_key,
             overlay_ips,
@@ -202,31 +206,41 @@ impl<'a> Context<'a> {
     }
 
     /// What a Node claims, where each part of it may be believed.
-    fn claim(&self, name: &str, record: &NodeRecord, addresses: &BTreeSet<IpAddr>) -> Result<Claim, Reason> {
-        let advertisement = Advertisement::parse(&record.annotations).map_err(Reason::Annotation)?;
+    fn claim(&self, name: &str, record: &NodeRecord) -> Result<Claim, Reason> {
+        let mut advertisement = Advertisement::parse(&record.annotations).map_err(Reason::Annotation)?;
         if record.pod_cidrs.is_empty() {
             return Err(Reason::NoPodCidr);
         }
         let mut pod_cidrs = Vec::with_capacity(record.pod_cidrs.len());
         for text in &record.pod_cidrs {
             let net = text.parse::<IpNet>().map_err(|_| Reason::MalformedPodCidr(text.clone()))?.trunc();
-            self.check_prefix(&net, addresses)?;
+            self.check_prefix(&net)?;
             if let Some(other) = pod_cidrs.iter().find(|other| overlaps(other, &net)) {
                 return Err(Reason::PodCidrOverlaps(net, format!("its own {other}")));
             }
             pod_cidrs.push(net);
         }
+        let settings = &self.local.settings;
         for ip in &advertisement.overlay_ips {
-            let allowed =
-                pod_cidrs.iter().chain(&self.local.settings.overlay_cidrs).any(|net| net.contains(ip));
-            if !allowed {
+            let within = |nets: &BTreeSet<IpNet>| nets.iter().any(|net| net.contains(ip));
+            // an address of the pod networks comes with the PodCIDR that holds it, never by word alone
+            let reserved = settings.reserved.iter().any(|(net, _)| net.contains(ip));
+            let extra = within(&settings.overlay_cidrs) && !within(&settings.cluster_cidrs) && !reserved;
+            if !extra && !pod_cidrs.iter().any(|net| net.contains(ip)) {
                 return Err(Reason::OverlayIpOutside(*ip));
             }
         }
+        // a family that this node has no part in is never programmed: no conflict in it counts
+        pod_cidrs.retain(|net| self.has_family(&net.network()));
+        advertisement.overlay_ips.retain(|ip| self.has_family(ip));
         Ok(Claim { node: name.to_owned(), created: record.created, advertisement, pod_cidrs })
     }
 
-    fn check_prefix(&self, net: &IpNet, addresses: &BTreeSet<IpAddr>) -> Result<(), Reason> {
+    fn has_family(&self, ip: &IpAddr) -> bool {
+        self.own.pod_cidrs.iter().any(|own| same_family(&own.network(), ip))
+    }
+
+    fn check_prefix(&self, net: &IpNet) -> Result<(), Reason> {
         let settings = &self.local.settings;
         if !settings.cluster_cidrs.iter().any(|c| c.contains(net)) {
             return Err(Reason::PodCidrOutside(*net));
@@ -240,67 +254,12 @@ impl<'a> Context<'a> {
         if let Some((other, what)) = reserved {
             return Err(Reason::PodCidrOverlaps(*net, format!("{what} {other}")));
         }
-        if let Some(ip) = addresses.range(net.network()..=net.broadcast()).next() {
-            return Err(Reason::PodCidrOverlaps(*net, format!("the address {ip} of a Node")));
-        }
         for link in self.underlay.links.values() {
             if let Some(subnet) = link.addresses.iter().map(IpNet::trunc).find(|s| overlaps(s, net)) {
                 return Err(Reason::PodCidrOverlaps(*net, format!("{subnet} on link {}", link.name)));
             }
         }
         Ok(())
-    }
-
-    /// Where a peer is reached: what a person wrote, else an InternalIP, else an ExternalIP.
-    /// `None` while the name that a person wrote has no answer.
-    fn endpoint(
-        &self,
-        claim: &Claim,
-        record: &NodeRecord,
-        resolved: &Resolved,
-    ) -> Result<Option<(SocketAddr, EndpointSource)>, Reason> {
-        let port = claim.advertisement.listen_port;
-        if let Some(spec) = &claim.advertisement.endpoint {
-            let port = spec.port().unwrap_or(port);
-            let candidates = match spec {
-                EndpointSpec::Address(ip, _) => std::slice::from_ref(ip),
-                EndpointSpec::Name(name, _) => resolved.get(name).map(Vec::as_slice).unwrap_or_default(),
-            };
-            let Some(ip) = self.first_reachable(candidates.iter().copied()) else { return Ok(None) };
-            self.check_endpoint(ip)?;
-            return Ok(Some((SocketAddr::new(ip, port), EndpointSource::Annotated)));
-        }
-        let mut fault = Reason::NoEndpoint;
-        for (texts, source) in [
-            (&record.internal_ips, EndpointSource::Internal),
-            (&record.external_ips, EndpointSource::External),
-        ] {
-            for ip in texts.iter().filter_map(|text| text.parse::<IpAddr>().ok()) {
-                match self.check_endpoint(ip) {
-                    Err(reason) => fault = reason,
-                    Ok(()) if self.first_reachable(std::iter::once(ip)).is_some() => {
-                        return Ok(Some((SocketAddr::new(ip, port), source)));
-                    }
-                    Ok(()) => {}
-                }
-            }
-        }
-        Err(fault)
-    }
-
-    fn first_reachable(&self, mut candidates: impl Iterator<Item = IpAddr>) -> Option<IpAddr> {
-        candidates.find(|ip| is_routable(ip) && self.underlay.link_to(ip).is_some())
-    }
-
-    fn check_endpoint(&self, ip: IpAddr) -> Result<(), Reason> {
-        let settings = &self.local.settings;
-        if settings.cluster_cidrs.iter().chain(&settings.overlay_cidrs).any(|net| net.contains(&ip)) {
-            return Err(Reason::EndpointInTunnel(ip));
-        }
-        match self.underlay.link_of(&ip) {
-            Some(_) => Err(Reason::EndpointIsOwn(ip)),
-            None => Ok(()),
-        }
     }
 
     /// The state without peers.
@@ -343,9 +302,7 @@ impl<'a> Context<'a> {
         endpoint: Option<(SocketAddr, EndpointSource)>,
         desired: &mut DesiredState,
     ) {
-        let mine = |net: &IpNet| self.own.pod_cidrs.iter().any(|o| same_family(&o.network(), &net.network()));
-        let allowed_ips: BTreeSet<IpNet> =
-            claim.pod_cidrs.iter().copied().chain(extra_addresses(claim)).filter(mine).collect();
+        let allowed_ips: BTreeSet<IpNet> = prefixes(claim).collect();
         let path = self.path_mtu(claim, endpoint.map(|(e, _)| e.ip()));
         for net in &allowed_ips {
             let ip = net.network();
@@ -373,33 +330,10 @@ impl<'a> Context<'a> {
 }
 
 /// The link with the node's own InternalIP, else the one of the default route.
-fn underlay_link<'a>(underlay: &'a Underlay, record: &NodeRecord) -> Option<&'a UnderlayLink> {
-    let own =
-        record.internal_ips.iter().filter_map(|ip| ip.parse().ok()).find_map(|ip| underlay.link_of(&ip));
+pub fn underlay_link<'a>(underlay: &'a Underlay, record: &NodeRecord) -> Option<&'a UnderlayLink> {
+    let own = addresses(&record.internal_ips).find_map(|ip| underlay.link_of(&ip));
     own.or_else(|| {
         let default = underlay.routes.iter().filter(|r| r.destination.prefix_len() == 0);
         default.min_by_key(|r| r.metric).and_then(|r| underlay.links.get(&r.link))
     })
-}
-
-/// Every address that a Node says it has.
-fn node_addresses(cluster: &ClusterView) -> BTreeSet<IpAddr> {
-    let texts = cluster.values().flat_map(|r| r.internal_ips.iter().chain(&r.external_ips));
-    texts.filter_map(|text| text.parse().ok()).collect()
-}
-
-/// The WireGuard sockets of a Node that pods may not send to. A privileged port that isn't the cluster's own is left
-/// out: a Node that published 53 with a name server's address would cut every pod off from it.
-fn guarded_endpoints(claim: &Claim, record: Option<&NodeRecord>, local: &Local) -> Vec<SocketAddr> {
-    let port = claim.advertisement.listen_port;
-    if port < 1024 && port != local.settings.listen_port {
-        return Vec::new();
-    }
-    let texts = record.into_iter().flat_map(|r| r.internal_ips.iter().chain(&r.external_ips));
-    let ips = texts.filter_map(|text| text.parse::<IpAddr>().ok()).filter(is_routable);
-    let annotated = match &claim.advertisement.endpoint {
-        Some(EndpointSpec::Address(ip, written)) => Some(SocketAddr::new(*ip, written.unwrap_or(port))),
-        _ => None,
-    };
-    ips.map(|ip| SocketAddr::new(ip, port)).chain(annotated.filter(|a| a.port() >= 1024)).collect()
 }

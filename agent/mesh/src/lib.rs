@@ -16,13 +16,14 @@ mod mtu;
 mod observed;
 mod plan;
 mod prefix;
+mod reach;
 mod refusal;
 mod render;
 mod state;
 
 pub use advertisement::{Advertisement, AdvertisementError, annotation};
 pub use cluster::{ClusterView, NodeRecord};
-pub use decide::{Decision, KeepaliveSetting, Local, MtuSetting, Resolved, Settings, decide};
+pub use decide::{Decision, KeepaliveSetting, Local, MtuSetting, Resolved, Settings, decide, underlay_link};
 pub use endpoint::{EndpointError, EndpointSource, EndpointSpec};
 pub use firewall::ruleset;
 pub use key::{KeyError, PublicKey};

@@ -166,6 +166,11 @@ impl Claim {
     pub(crate) fn key(&self) -> PublicKey {
         self.advertisement.public_key
     }
+
+    /// The older of two Nodes is the smaller.
+    pub(crate) fn age(&self) -> (i64, &str) {
+        (self.created, &self.node)
+    }
 }
 
 /// Outside text is shown up to 60 characters.
