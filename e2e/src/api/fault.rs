@@ -1,0 +1,99 @@
+//! What goes wrong on purpose: set by `POST /faults` on the server's own socket, all cleared by
+//! `DELETE /faults`. Only the clients under test meet faults; the socket never does.
+
+use serde::Deserialize;
+use serde_json::{Value, json};
+
+/// The body of `POST /faults`. A field that is left out changes nothing.
+#[derive(Debug, Default, Deserialize)]
+#[serde(default, rename_all = "camelCase", deny_unknown_fields)]
+pub struct Demand {
+    /// Makes the next requests fail.
+    pub fail: Option<Fail>,
+    /// Watches stay open and send nothing, neither bookmarks nor their end.
+    pub silent: Option<bool>,
+    /// Ends every open watch half-way through a line.
+    pub cut_watches: bool,
+    /// The next so many lists are empty, with the present resource version.
+    pub empty_lists: Option<u32>,
+    /// Each answer waits so long, in milliseconds.
+    pub delay_millis: Option<u64>,
+    /// Off: `sendInitialEvents` is answered by 422, as by a server without streaming lists.
+    pub streaming_lists: Option<bool>,
+    /// Forgets all history: every older resource version and continue token is 410 Gone.
+    pub compact: bool,
+}
+
+/// Requests that fail.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct Fail {
+    /// How many of the matching requests.
+    pub count: u32,
+    /// With which HTTP status.
+    pub status: u16,
+    /// Only this method.
+    #[serde(default)]
+    pub method: Option<String>,
+    /// Only paths that begin so.
+    #[serde(default)]
+    pub path: Option<String>,
+}
+
+/// The faults in force.
+pub struct Faults {
+    fail: Option<Fail>,
+    empty_lists: u32,
+    pub silent: bool,
+    pub delay_millis: u64,
+    pub streaming_lists: bool,
+}
+
+impl Default for Faults {
+    fn default() -> Self {
+        Self { fail: None, empty_lists: 0, silent: false, delay_millis: 0, streaming_lists: true }
+    }
+}
+
+impl Faults {
+    /// Takes over what a demand sets for the time to come.
+    pub fn set(&mut self, demand: &Demand) {
+        if let Some(fail) = &demand.fail {
+            self.fail = Some(fail.clone());
+        }
+        self.silent = demand.silent.unwrap_or(self.silent);
+        self.empty_lists = demand.empty_lists.unwrap_or(self.empty_lists);
+        self.delay_millis = demand.delay_millis.unwrap_or(self.delay_millis);
+        self.streaming_lists = demand.streaming_lists.unwrap_or(self.streaming_lists);
+    }
+
+    /// The status that this request is to fail with. Counts.
+    pub fn take_failure(&mut self, method: &str, path: &str) -> Option<u16> {
+        let fail = self.fail.as_mut()?;
+        let matches = fail.method.as_deref().is_none_or(|m| m.eq_ignore_ascii_case(method))
+            && fail.path.as_deref().is_none_or(|p| path.starts_with(p));
+        if !matches || fail.count == 0 {
+            return None;
+        }
+        fail.count -= 1;
+        Some(fail.status)
+    }
+
+    /// Whether this list is to be empty. Counts.
+    pub fn take_empty_list(&mut self) -> bool {
+        let empty = self.empty_lists > 0;
+        self.empty_lists = self.empty_lists.saturating_sub(1);
+        empty
+    }
+
+    /// What is in force, for `GET /faults`.
+    pub fn to_json(&self) -> Value {
+        json!({
+            "failuresLeft": self.fail.as_ref().map_or(0, |f| f.count),
+            "emptyLists": self.empty_lists,
+            "silent": self.silent,
+            "delayMillis": self.delay_millis,
+            "streamingLists": self.streaming_lists,
+        })
+    }
+}
