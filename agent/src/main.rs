@@ -1,1 +1,36 @@
-fn main() {}
+//! The `wg-overlay` command: the node agent, the user-space device, and what a person asks of them.
+
+mod cluster;
+mod cni_install;
+mod commands;
+mod config;
+mod identity;
+mod logging;
+mod metrics;
+mod reconciler;
+mod resolver;
+mod server;
+mod status;
+
+use std::process::ExitCode;
+
+use clap::Parser;
+
+fn main() -> ExitCode {
+    let command = commands::Cli::parse();
+    // one thread: the agent waits, it doesn't compute; blocking calls have threads of their own
+    let runtime = match tokio::runtime::Builder::new_current_thread().enable_all().build() {
+        Ok(runtime) => runtime,
+        Err(error) => {
+            eprintln!("wg-overlay: can't start: {error}");
+            return ExitCode::FAILURE;
+        }
+    };
+    match runtime.block_on(command.run()) {
+        Ok(code) => code,
+        Err(error) => {
+            eprintln!("wg-overlay: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}

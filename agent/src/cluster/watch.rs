@@ -1,0 +1,148 @@
+//! Follows the Nodes: a streaming list where the API server has it, else list and watch; bookmarks, 410 and
+//! reconnects are the client library's.
+
+use std::{pin::pin, time::Duration};
+
+use futures::TryStreamExt;
+use kube::{
+    Api, Client, ResourceExt,
+    api::ListParams,
+    runtime::{
+        WatchStreamExt,
+        watcher::{self, Event},
+    },
+};
+use tracing::{info, warn};
+use wg_overlay_mesh::{ClusterView, NodeRecord};
+
+use super::{Nodes, SlimNode};
+
+/// Nodes asked for at once: at 19 KB each, a page of 50 keeps the peak of memory under 1 MB.
+const PAGE: u32 = 50;
+
+/// How often a streaming list may be refused before plain lists are used for good.
+const REFUSALS: u32 = 2;
+
+/// Follows the Nodes for ever, keeping `nodes` as the API server says.
+pub async fn watch(client: Client, nodes: Nodes) {
+    let mut streaming = true;
+    loop {
+        match follow(&client, &nodes, streaming).await {
+            Ended::StreamingRefused => {
+                info!("the API server has no streaming lists: plain lists are used");
+                streaming = false;
+            }
+            Ended::Closed => tokio::time::sleep(Duration::from_secs(1)).await,
+        }
+    }
+}
+
+enum Ended {
+    StreamingRefused,
+    Closed,
+}
+
+async fn follow(client: &Client, nodes: &Nodes, streaming: bool) -> Ended {
+    let config = watcher::Config::default().page_size(PAGE);
+    let config = if streaming { config.streaming_lists() } else { config };
+    let mut stream = pin!(watcher::watcher(Api::<SlimNode>::all(client.clone()), config).default_backoff());
+    let mut initial = ClusterView::new();
+    let mut refused = 0;
+    let mut failing = false;
+    loop {
+        match stream.try_next().await {
+            Ok(Some(event)) => {
+                if std::mem::take(&mut failing) {
+                    info!("the API server answers again");
+                }
+                take(event, &mut initial, nodes);
+            }
+            Ok(None) => return Ended::Closed,
+            Err(error) => {
+                if streaming && is_refusal(&error) {
+                    refused += 1;
+                    if refused >= REFUSALS {
+                        return Ended::StreamingRefused;
+                    }
+                }
+                if !std::mem::replace(&mut failing, true) {
+                    warn!(error = %chain(&error), "watching Nodes failed; the kernel stays as it is, and it is tried again");
+                }
+            }
+        }
+    }
+}
+
+fn take(event: Event<SlimNode>, initial: &mut ClusterView, nodes: &Nodes) {
+    match event {
+        Event::Init => initial.clear(),
+        Event::InitApply(node) => {
+            initial.insert(node.name_any(), node.record);
+        }
+        Event::InitDone => {
+            let complete = std::mem::take(initial);
+            nodes.update(|view| {
+                let differs = view.as_ref() != Some(&complete);
+                *view = Some(complete);
+                differs
+            });
+        }
+        Event::Apply(node) => nodes.update(|view| apply(view, node.name_any(), node.record)),
+        Event::Delete(node) => {
+            nodes.update(|view| view.as_mut().is_some_and(|v| v.remove(&node.name_any()).is_some()));
+        }
+    }
+}
+
+/// A heartbeat changes nothing that is read, and wakes nobody.
+fn apply(view: &mut Option<ClusterView>, name: String, record: NodeRecord) -> bool {
+    let Some(view) = view else { return false };
+    if view.get(&name) == Some(&record) {
+        return false;
+    }
+    view.insert(name, record);
+    true
+}
+
+/// Whether the server refuses `sendInitialEvents` (an older one answers 422, one without the gate 400).
+fn is_refusal(error: &watcher::Error) -> bool {
+    let status = match error {
+        watcher::Error::WatchStartFailed(kube::Error::Api(status))
+        | watcher::Error::InitialListFailed(kube::Error::Api(status)) => status,
+        watcher::Error::WatchError(status) => status,
+        _ => return false,
+    };
+    matches!(status.code, 400 | 422)
+}
+
+/// Lists the Nodes once.
+///
+/// # Errors
+/// What the API server answers.
+pub async fn list(client: Client) -> Result<ClusterView, kube::Error> {
+    let api = Api::<SlimNode>::all(client);
+    let mut view = ClusterView::new();
+    let mut params = ListParams::default().limit(PAGE);
+    loop {
+        let page = api.list(&params).await?;
+        view.extend(page.items.into_iter().map(|n| (n.name_any(), n.record)));
+        match page.metadata.continue_.filter(|token| !token.is_empty()) {
+            Some(token) => params = params.continue_token(&token),
+            None => return Ok(view),
+        }
+    }
+}
+
+/// An error with all its causes.
+pub(crate) fn chain(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut source = error.source();
+    while let Some(cause) = source {
+        let cause_text = cause.to_string();
+        if !text.contains(&cause_text) {
+            text = format!("{text}: {cause_text}");
+        }
+        source = cause.source();
+    }
+    text
+}

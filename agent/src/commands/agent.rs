@@ -1,0 +1,123 @@
+//! `wg-overlay agent`.
+
+use std::{collections::BTreeSet, process::ExitCode};
+
+use anyhow::Context;
+use ipnet::IpNet;
+use tokio::{
+    signal::unix::{SignalKind, signal},
+    sync::mpsc,
+};
+use tracing::{info, warn};
+use wg_overlay_host::{DeviceMode, DeviceProgram, Host, HostConfig};
+use wg_overlay_mesh::{Local, Settings};
+
+use crate::{
+    cluster::{Nodes, connect, watch},
+    config::Config,
+    identity::{self, Identity, Owner},
+    logging,
+    reconciler::{Parts, Reconciler},
+    resolver::Resolver,
+    server,
+};
+
+/// Runs until SIGTERM or SIGINT.
+pub async fn run(config: Config) -> anyhow::Result<ExitCode> {
+    logging::start();
+    info!(version = env!("CARGO_PKG_VERSION"), node = config.node_name, "starting");
+    let mut host = open_host(&config)?;
+    let client = connect(config.api_server.as_deref()).await?;
+    let identity = identity(&config, &mut host).await?;
+    for note in &identity.notes {
+        warn!("{note}");
+    }
+    let local = local(&config, identity.key.public_key());
+    host.set_private_key(identity.key);
+
+    let nodes = Nodes::default();
+    let resolver = Resolver::default();
+    let (ask, asked) = mpsc::channel(16);
+    server::serve(&config, ask).await?;
+    tokio::spawn(watch(client.clone(), nodes.clone()));
+    tokio::spawn({
+        let resolver = resolver.clone();
+        async move { resolver.run().await }
+    });
+    let identity_problem = identity.problem;
+    let parts = Parts { config, client, nodes, host, resolver, local, identity_problem };
+    Reconciler::new(parts).run(asked, stopped()?).await?;
+    info!("stopping; the kernel stays as it is");
+    Ok(ExitCode::SUCCESS)
+}
+
+/// The kernel of this node, as the configuration wants it driven.
+pub(super) fn open_host(config: &Config) -> anyhow::Result<Host> {
+    let host = HostConfig {
+        state_dir: config.state_dir.clone(),
+        listen_port: config.listen_port,
+        device_mode: config.device,
+        device_program: DeviceProgram::own().context("can't find this program's own path")?,
+    };
+    Ok(Host::open(host)?)
+}
+
+/// The node's key, from the device or the file.
+pub(super) async fn identity(config: &Config, host: &mut Host) -> anyhow::Result<Identity> {
+    let device = host.device_private_key().await?;
+    let machine_id = std::fs::read_to_string("/etc/machine-id").unwrap_or_default();
+    let owner = Owner { node: &config.node_name, machine_id: machine_id.trim() };
+    Ok(identity::ensure(config.key_file.as_deref(), device, &owner))
+}
+
+/// This node as decisions see it at the start.
+pub(super) fn local(config: &Config, public_key: wg_overlay_mesh::PublicKey) -> Local {
+    let settings = Settings {
+        cluster_cidrs: config.pod_cidrs.clone(),
+        overlay_cidrs: config.overlay_cidrs.clone(),
+        reserved: api_server_addresses(config)
+            .into_iter()
+            .map(|net| (net, "the API server".to_owned()))
+            .collect(),
+        listen_port: config.listen_port,
+        mtu: config.mtu,
+        keepalive: config.keepalive,
+        masquerade: config.masquerade,
+        non_masquerade: config.non_masquerade.clone(),
+        fail_closed: config.fail_closed,
+    };
+    // the kernel takes any MTU; a user-space device has room for this much
+    let max_mtu = match config.device {
+        DeviceMode::Kernel => u32::from(u16::MAX),
+        DeviceMode::Auto | DeviceMode::UserSpace => u32::from(wg_overlay_userspace::MAX_MTU),
+    };
+    Local { node_name: config.node_name.clone(), public_key, max_mtu, settings, holders: Default::default() }
+}
+
+/// What is known of where the API server is: no PodCIDR may cover it.
+fn api_server_addresses(config: &Config) -> BTreeSet<IpNet> {
+    let service = std::env::var("KUBERNETES_SERVICE_HOST").ok();
+    let configured = config.api_server.as_deref().and_then(|url| {
+        let rest = url.split_once("://").map_or(url, |(_, rest)| rest);
+        let host = rest.split(['/', '?']).next().unwrap_or(rest);
+        let bare = host.rsplit_once(':').map_or(host, |(h, _)| h);
+        Some(bare.trim_matches(['[', ']']).to_owned())
+    });
+    [service, configured]
+        .into_iter()
+        .flatten()
+        .filter_map(|ip| ip.parse().ok())
+        .map(|ip: std::net::IpAddr| ip.into())
+        .collect()
+}
+
+fn stopped() -> anyhow::Result<impl Future<Output = ()>> {
+    let mut terminate = signal(SignalKind::terminate())?;
+    let mut interrupt = signal(SignalKind::interrupt())?;
+    Ok(async move {
+        tokio::select! {
+            _ = terminate.recv() => {}
+            _ = interrupt.recv() => {}
+        }
+    })
+}

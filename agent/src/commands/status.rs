@@ -1,0 +1,70 @@
+//! `wg-overlay status`.
+
+use std::{path::PathBuf, process::ExitCode, time::Duration};
+
+use anyhow::{Context, bail};
+use clap::Args;
+use tokio::{
+    io::{AsyncReadExt, AsyncWriteExt},
+    net::UnixStream,
+};
+
+use super::Output;
+use crate::{
+    server::SOCKET,
+    status::{PeerState, State, Status, render},
+};
+
+/// Longer than the agent itself waits for its reconciler.
+const PATIENCE: Duration = Duration::from_secs(35);
+
+#[derive(Args)]
+pub(super) struct StatusArgs {
+    /// How to print.
+    #[arg(long, value_enum, default_value_t)]
+    output: Output,
+    /// The agent's state folder.
+    #[arg(long, value_name = "FOLDER", default_value = "/run/wg-overlay", env = "WG_OVERLAY_STATE_DIR")]
+    state_dir: PathBuf,
+}
+
+/// Asks the agent and prints its answer.
+pub(super) async fn run(args: StatusArgs) -> anyhow::Result<ExitCode> {
+    let status = match fetch(&args.state_dir.join(SOCKET)).await {
+        Ok(status) => status,
+        Err(error) => {
+            eprintln!("wg-overlay: {error:#}");
+            return Ok(ExitCode::from(2));
+        }
+    };
+    match args.output {
+        Output::Text => print!("{}", render(&status)),
+        Output::Json => println!("{}", serde_json::to_string_pretty(&status)?),
+    }
+    let down = status
+        .peers
+        .iter()
+        .any(|p| matches!(p.state, PeerState::Down | PeerState::Refused | PeerState::Unresolved));
+    let converged = status.state == State::Converged && !down;
+    Ok(if converged { ExitCode::SUCCESS } else { ExitCode::from(1) })
+}
+
+/// Asks the agent for its status. The one request needs no HTTP client: it is answered and the connection closed.
+pub(super) async fn fetch(socket: &std::path::Path) -> anyhow::Result<Status> {
+    let unreachable = || format!("no agent answers at {}: is it running on this node?", socket.display());
+    let exchange = async {
+        let mut stream = UnixStream::connect(socket).await.with_context(unreachable)?;
+        stream.write_all(b"GET /status HTTP/1.0\r\n\r\n").await?;
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer).await?;
+        anyhow::Ok(answer)
+    };
+    let answer = tokio::time::timeout(PATIENCE, exchange).await.with_context(unreachable)??;
+    match answer.split_once("\r\n\r\n") {
+        Some((head, body)) if head.starts_with("HTTP/1.0 200") => {
+            serde_json::from_str(body).context("the agent's answer is not of this version")
+        }
+        Some((_, body)) => bail!("the agent answers: {}", body.trim()),
+        None => bail!("the agent's answer broke off"),
+    }
+}

@@ -1,0 +1,19 @@
+//! Logs on standard error: text on a terminal, JSON elsewhere.
+
+use std::io::IsTerminal;
+
+use tracing_subscriber::EnvFilter;
+
+/// Starts logging; `RUST_LOG` overrides the level.
+pub fn start() {
+    // gotatun tells of each peer at INFO, kube-client of each request
+    let default = "info,gotatun=warn,kube_client=warn,kube_runtime=warn";
+    let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new(default));
+    let builder =
+        tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).with_target(false);
+    if std::io::stderr().is_terminal() {
+        builder.init();
+    } else {
+        builder.json().flatten_event(true).init();
+    }
+}

@@ -1,0 +1,297 @@
+//! The loop: something changed, observe, decide, plan, apply, report.
+//!
+//! Input: the Nodes, the kernel's events, names' answers, a timer. Output: the kernel, the Node's annotations, this
+//! boot's mark, Events, and a [`Report`] for whoever asks. All state that decisions need is in here; the rest asks.
+
+mod inputs;
+mod outputs;
+
+use std::{
+    collections::BTreeMap,
+    time::{Duration, Instant, SystemTime, UNIX_EPOCH},
+};
+
+use futures::FutureExt;
+use kube::Client;
+use tokio::{
+    sync::{mpsc, oneshot},
+    time::{Instant as Deadline, MissedTickBehavior, interval, sleep, sleep_until},
+};
+use tracing::{error, info, warn};
+use wg_overlay_host::{Change, Host, Scope};
+use wg_overlay_mesh::{Decision, Local, LocalProblem, Plan, Step, decide, plan};
+
+use crate::{
+    cluster::{Nodes, Reporter, chain},
+    config::Config,
+    metrics::Counters,
+    resolver::Resolver,
+    server::Report,
+    status::{CniStatus, PeerTracker, State},
+};
+
+/// How long to wait for more of the same before acting: a link that goes down takes dozens of routes along.
+const DEBOUNCE: Duration = Duration::from_millis(20);
+
+/// The first wait after a failed step; it doubles up to the resync interval.
+const FIRST_RETRY: Duration = Duration::from_millis(500);
+
+/// The reconciler and all it keeps between two rounds.
+pub struct Reconciler {
+    config: Config,
+    client: Client,
+    nodes: Nodes,
+    host: Host,
+    resolver: Resolver,
+    reporter: std::sync::Arc<Reporter>,
+    local: Local,
+    tracker: PeerTracker,
+    counters: Counters,
+    last: Last,
+}
+
+/// What the last round came to.
+#[derive(Default)]
+struct Last {
+    state: Option<State>,
+    decision: Option<Decision>,
+    /// Problems by who found them, each replaced when it is looked at again.
+    problems: BTreeMap<&'static str, Vec<String>>,
+    cni: Option<CniStatus>,
+    reported: outputs::Reported,
+    retry: Option<Duration>,
+}
+
+/// What a reconciler is made of.
+pub struct Parts {
+    /// The configuration.
+    pub config: Config,
+    /// The way to the API server.
+    pub client: Client,
+    /// The Nodes.
+    pub nodes: Nodes,
+    /// The kernel.
+    pub host: Host,
+    /// Names' answers.
+    pub resolver: Resolver,
+    /// This node.
+    pub local: Local,
+    /// What keeps the key from surviving a reboot.
+    pub identity_problem: Option<String>,
+}
+
+impl Reconciler {
+    /// Puts the parts together. Nothing is read or changed yet.
+    pub fn new(parts: Parts) -> Self {
+        let reporter = Reporter::new(parts.client.clone(), &parts.config.node_name);
+        let mut last = Last::default();
+        last.problems.insert("key", parts.identity_problem.into_iter().collect());
+        Self {
+            reporter: std::sync::Arc::new(reporter),
+            config: parts.config,
+            client: parts.client,
+            nodes: parts.nodes,
+            host: parts.host,
+            resolver: parts.resolver,
+            local: parts.local,
+            tracker: PeerTracker::default(),
+            counters: Counters::default(),
+            last,
+        }
+    }
+
+    /// Reconciles until `stop` is done. The kernel then stays as it is.
+    ///
+    /// # Errors
+    /// Where the kernel's events can't be followed.
+    pub async fn run(
+        mut self,
+        mut asked: mpsc::Receiver<oneshot::Sender<Report>>,
+        stop: impl Future<Output = ()>,
+    ) -> anyhow::Result<()> {
+        let mut events = self.host.events()?;
+        let mut resync = interval(self.config.resync_interval);
+        resync.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let mut stop = std::pin::pin!(stop);
+        loop {
+            let retry_at = self.last.retry.map(|wait| Deadline::now() + wait);
+            let mut full = false;
+            // every arm is safe to cancel: what is not taken now is still there in the next round
+            let mut scope = tokio::select! {
+                () = &mut stop => return Ok(()),
+                Some(answer) = asked.recv() => {
+                    self.answer(answer).await;
+                    continue;
+                }
+                () = self.nodes.changed() => Scope::NONE,
+                () = self.resolver.changed() => Scope::NONE,
+                change = events.next() => scope_of(change),
+                _ = resync.tick() => { full = true; Scope::ALL }
+                () = sleep_until(retry_at.unwrap_or_else(Deadline::now)), if retry_at.is_some() => Scope::NONE,
+            };
+            sleep(DEBOUNCE).await;
+            while let Some(change) = events.next().now_or_never() {
+                scope = scope.union(scope_of(change));
+            }
+            self.round(scope, full).await;
+        }
+    }
+
+    async fn round(&mut self, scope: Scope, full: bool) {
+        let started = Instant::now();
+        let outcome = self.reconcile(scope, full).await;
+        let result = match outcome {
+            Ok(()) => {
+                self.last.retry = None;
+                let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+                self.counters.last_success_timestamp_seconds = now.as_secs_f64();
+                "ok"
+            }
+            Err(Unfinished::Waiting) => "waiting",
+            Err(Unfinished::Failed) => {
+                let doubled = self.last.retry.map_or(FIRST_RETRY, |wait| wait.saturating_mul(2));
+                self.last.retry = Some(doubled.min(self.config.resync_interval));
+                "error"
+            }
+        };
+        *self.counters.reconciles.entry(result).or_default() += 1;
+        self.counters.last_duration_seconds = started.elapsed().as_secs_f64();
+    }
+
+    async fn reconcile(&mut self, scope: Scope, full: bool) -> Result<(), Unfinished> {
+        if full {
+            self.collect().await;
+            self.learn_networks().await;
+        }
+        if let Err(error) = self.host.observe(scope).await {
+            return Err(self.fail("kernel", vec![chain(&error)]));
+        }
+        self.note_addresses_in_use();
+        self.tracker.observe(&self.host.observed().peers, Instant::now());
+        let resolved = self.resolver.answers();
+        let decided =
+            self.nodes.read(|view| view.map(|v| decide(&self.local, v, &resolved, self.host.observed())));
+        let decision = match decided {
+            None => return Err(self.wait(State::WaitingForNodes)),
+            Some(Err(LocalProblem::NoPodCidr)) => return Err(self.wait(State::WaitingForPodCidr)),
+            Some(Err(problem)) => return Err(self.fail("node", vec![problem.to_string()])),
+            Some(Ok(decision)) => decision,
+        };
+        self.clear("node");
+        self.local.holders.clone_from(&decision.holders);
+        self.resolver.want(inputs::names(&self.nodes));
+        let plan = plan(&decision.desired, self.host.observed());
+        let failed = self.apply(&plan).await;
+        self.last.decision = Some(decision);
+        self.report_refusals();
+        if full || !plan.steps.is_empty() {
+            self.check_host().await;
+        }
+        if !failed.is_empty() {
+            return Err(self.fail("kernel", failed));
+        }
+        self.clear("kernel");
+        let installed = self.install_cni().await;
+        let published = self.publish().await;
+        self.set_state(if self.has_problems() { State::Degraded } else { State::Converged });
+        if installed && published { Ok(()) } else { Err(Unfinished::Failed) }
+    }
+
+    async fn apply(&mut self, plan: &Plan) -> Vec<String> {
+        if plan.steps.is_empty() {
+            return Vec::new();
+        }
+        if self.last.state != Some(State::Converged) {
+            self.set_state(State::Reconciling);
+        }
+        for step in &plan.steps {
+            info!(%step, "applying");
+            *self.counters.kernel_changes.entry(counted(step)).or_default() += 1;
+        }
+        let failed = self.host.apply_all(&plan.steps).await;
+        failed.into_iter().map(|(_, error)| chain(&error)).collect()
+    }
+
+    fn fail(&mut self, source: &'static str, problems: Vec<String>) -> Unfinished {
+        if self.last.problems.get(source) != Some(&problems) {
+            for problem in &problems {
+                error!(problem, "not converged");
+            }
+        }
+        self.last.problems.insert(source, problems);
+        self.set_state(State::Degraded);
+        Unfinished::Failed
+    }
+
+    fn wait(&mut self, state: State) -> Unfinished {
+        if self.last.state != Some(state) {
+            info!(?state, "waiting");
+        }
+        self.set_state(state);
+        Unfinished::Waiting
+    }
+
+    fn note(&mut self, source: &'static str, problems: Vec<String>) {
+        if self.last.problems.get(source) != Some(&problems) {
+            for problem in &problems {
+                warn!(problem, "degraded");
+            }
+        }
+        self.last.problems.insert(source, problems);
+    }
+
+    fn clear(&mut self, source: &'static str) {
+        self.last.problems.remove(source);
+    }
+
+    fn has_problems(&self) -> bool {
+        self.last.problems.values().any(|p| !p.is_empty())
+    }
+
+    fn set_state(&mut self, state: State) {
+        if self.last.state != Some(state) && matches!(state, State::Converged) {
+            info!("converged");
+        }
+        self.last.state = Some(state);
+    }
+}
+
+/// Why a round did not come to its end.
+enum Unfinished {
+    /// Something has to come first, and will wake the loop.
+    Waiting,
+    /// Something failed and is tried again.
+    Failed,
+}
+
+/// What to read again after a change.
+fn scope_of(change: Change) -> Scope {
+    match change {
+        Change::Network => Scope::NETWORK,
+        Change::Firewall | Change::HostChains => Scope::FIREWALL,
+    }
+}
+
+/// A step's object and operation, for the metric.
+fn counted(step: &Step) -> (&'static str, &'static str) {
+    match step {
+        Step::SetFirewall { .. } => ("firewall", "set"),
+        Step::GuardEndpoints { .. } => ("firewall", "change"),
+        Step::RemoveFirewall => ("firewall", "remove"),
+        Step::AllowInHostChain { .. } => ("host_chain", "set"),
+        Step::LeaveHostChain(_) => ("host_chain", "remove"),
+        Step::CreateLink(_) => ("link", "create"),
+        Step::DeleteLink(_) => ("link", "remove"),
+        Step::MarkLink(_) | Step::SetBridgeNetfilter | Step::SetMtu(..) | Step::SetUp(_) => {
+            ("link", "change")
+        }
+        Step::SetKey(_) | Step::SetListenPort(_) => ("device", "change"),
+        Step::AddAddress(..) => ("address", "set"),
+        Step::RemoveAddress(..) => ("address", "remove"),
+        Step::SetPeer(change) if change.add => ("peer", "set"),
+        Step::SetPeer(_) => ("peer", "change"),
+        Step::RemovePeer(_) => ("peer", "remove"),
+        Step::SetRoute(..) | Step::AddUnreachable(_) => ("route", "set"),
+        Step::RemoveRoute(_) | Step::RemoveUnreachable(_) => ("route", "remove"),
+    }
+}

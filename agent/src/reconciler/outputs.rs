@@ -1,0 +1,259 @@
+//! What a round tells others: the Node's annotations, this boot's mark, Events, and the report.
+
+use std::{
+    collections::BTreeMap,
+    time::{Duration, Instant},
+};
+
+use tokio::{sync::oneshot, task::spawn_blocking, time::timeout};
+use tracing::{info, warn};
+use wg_overlay_cni::{Network, Range, store};
+use wg_overlay_host::Scope;
+use wg_overlay_mesh::{DEVICE, DesiredPeer, EndpointSource, ObservedPeer, PublicKey, Reason};
+
+use super::Reconciler;
+use crate::{
+    cluster::{chain, publish},
+    cni_install,
+    server::Report,
+    status::{DeviceStatus, PeerState, PeerStatus, PodRange, State, Status},
+};
+
+/// A patch that takes longer is tried again later; the kernel's work doesn't wait for it.
+const PATIENCE: Duration = Duration::from_secs(5);
+
+/// What was told once and need not be told again.
+#[derive(Default)]
+pub(super) struct Reported {
+    /// Refusals by Node, as logged and sent as Events.
+    refusals: BTreeMap<String, Reason>,
+    user_space: bool,
+}
+
+impl Reconciler {
+    /// Says once of each Node why it is refused, and once when it no longer is.
+    pub(super) fn report_refusals(&mut self) {
+        let Some(decision) = &self.last.decision else { return };
+        let current: BTreeMap<_, _> =
+            decision.refusals.iter().map(|(node, r)| (node.clone(), r.reason.clone())).collect();
+        for (node, reason) in
+            current.iter().filter(|(node, r)| self.last.reported.refusals.get(*node) != Some(*r))
+        {
+            if reason.is_fault() {
+                warn!(node, reason = reason.word(), "refused: {reason}");
+                self.send_event(reason.word(), format!("Node {node} is refused: {reason}"));
+            } else {
+                info!(node, "takes no part: {reason}");
+            }
+        }
+        for node in self.last.reported.refusals.keys().filter(|node| !current.contains_key(*node)) {
+            info!(node, "no longer refused");
+        }
+        self.last.reported.refusals = current;
+    }
+
+    /// Checks what the kernel must do for our packets beside what is ours.
+    pub(super) async fn check_host(&mut self) {
+        let v4 = self.local_family(false);
+        let v6 = self.local_family(true);
+        let mut problems: Vec<String> =
+            self.host.ensure_forwarding(v4, v6).await.iter().map(ToString::to_string).collect();
+        problems.extend(self.host.warnings().iter().cloned());
+        let observed = self.host.observed();
+        if observed.bridge.as_ref().is_some_and(|b| b.netfilter.is_none()) {
+            problems.push(
+                "the kernel has no br_netfilter, so a ClusterIP between two pods of one node fails: modprobe br_netfilter"
+                    .into(),
+            );
+        }
+        if let Some(rival) = cni_install::rival(&self.config) {
+            problems.push(format!(
+                "{} comes before {}: the runtime takes the first. Remove the other network's file",
+                rival.display(),
+                cni_install::CONFLIST
+            ));
+        }
+        let user_space = observed
+            .device
+            .as_ref()
+            .is_some_and(|d| d.implementation == wg_overlay_mesh::Implementation::UserSpace);
+        self.note("host", problems);
+        if user_space && !std::mem::replace(&mut self.last.reported.user_space, true) {
+            let text = "this kernel has no WireGuard: the tunnel runs in user space. Its module is wireguard (Linux 5.6)";
+            warn!("{text}");
+            self.send_event("UserSpaceDevice", text.into());
+        }
+    }
+
+    /// Makes the node ready for pods. Returns whether that worked.
+    pub(super) async fn install_cni(&mut self) -> bool {
+        let Some(decision) = &self.last.decision else { return true };
+        let network = Network { pod_cidrs: decision.pod_cidrs.clone(), mtu: decision.desired.bridge.mtu };
+        let config = self.config.clone();
+        let installed = spawn_blocking(move || cni_install::install(&config, &network)).await;
+        let problem = match installed {
+            Ok(Ok(status)) => {
+                if self.last.cni.is_none() {
+                    info!("ready for pods");
+                }
+                self.last.cni = Some(status);
+                None
+            }
+            Ok(Err(error)) => Some(chain(&error)),
+            Err(error) => Some(error.to_string()),
+        };
+        let worked = problem.is_none();
+        self.note("cni", problem.into_iter().collect());
+        worked
+    }
+
+    /// Publishes what this node says of itself, where its Node says otherwise. Returns whether that worked.
+    pub(super) async fn publish(&mut self) -> bool {
+        let Some(decision) = &self.last.decision else { return true };
+        let name = &self.local.node_name;
+        let Some(record) = self.nodes.read(|view| view.and_then(|v| v.get(name)).cloned()) else {
+            return true;
+        };
+        let legacy = self.config.legacy_annotations;
+        let patch = publish(&self.client, name, &record, &decision.advertisement, legacy);
+        let problem = match timeout(PATIENCE, patch).await {
+            Ok(Ok(true)) => {
+                info!(node = name, "published key, addresses and port");
+                None
+            }
+            Ok(Ok(false)) => None,
+            Ok(Err(error)) => Some(format!("can't publish on Node {name}: {}", chain(&error))),
+            Err(_) => Some(format!("can't publish on Node {name}: the API server does not answer")),
+        };
+        let worked = problem.is_none();
+        self.note("publish", problem.into_iter().collect());
+        worked
+    }
+
+    /// Answers with the status of this moment.
+    pub(super) async fn answer(&mut self, asked: oneshot::Sender<Report>) {
+        if let Err(error) = self.host.observe(Scope::WIREGUARD).await {
+            warn!(error = %chain(&error), "can't read the peers");
+        }
+        self.tracker.observe(&self.host.observed().peers, Instant::now());
+        let report = Report { status: self.status(), counters: self.counters.clone() };
+        // whoever asked may be gone
+        let _ = asked.send(report);
+    }
+
+    fn status(&self) -> Status {
+        let mut status = Status::new(&self.config.node_name, self.config.fail_closed);
+        status.state = self.last.state.unwrap_or(State::NotStarted);
+        status.problems = self.last.problems.values().flatten().cloned().collect();
+        if let Some(cni) = &self.last.cni {
+            status.cni = cni.clone();
+        }
+        if let Ok(counters) = self.host.nft().counters() {
+            status.guard.drops = counters.into_iter().map(|(name, (packets, _))| (name, packets)).collect();
+        }
+        let observed = self.host.observed();
+        let Some(decision) = &self.last.decision else { return status };
+        status.device = observed.device.as_ref().map(|device| DeviceStatus {
+            name: DEVICE.into(),
+            implementation: device.implementation.to_string(),
+            listen_port: device.listen_port,
+            mtu: device.mtu,
+            underlay: self.underlay(),
+            public_key: self.local.public_key.to_string(),
+        });
+        status.guard.prefixes = decision.desired.unreachable.iter().map(ToString::to_string).collect();
+        status.pods = self.pod_ranges(&decision.pod_cidrs);
+        status.pods_on_old_cidrs = self.pods_outside(&decision.pod_cidrs).into_keys().collect();
+        status.peers = self.peers(decision);
+        status
+    }
+
+    fn underlay(&self) -> Option<(String, u32)> {
+        let record = self.nodes.read(|view| view.and_then(|v| v.get(&self.local.node_name)).cloned())?;
+        let link = wg_overlay_mesh::underlay_link(&self.host.observed().underlay, &record)?;
+        Some((link.name.clone(), link.mtu))
+    }
+
+    fn pod_ranges(&self, pod_cidrs: &[ipnet::IpNet]) -> Vec<PodRange> {
+        let held = store(&self.config.state_dir).list().unwrap_or_default();
+        let ips: Vec<_> = held.into_iter().flat_map(|r| r.addresses).collect();
+        let range = |net: &ipnet::IpNet| {
+            let used = ips.iter().filter(|ip| net.contains(*ip)).count();
+            let capacity = Range::new(*net).ok().map(|r| r.capacity());
+            PodRange {
+                cidr: net.to_string(),
+                used: u64::try_from(used).unwrap_or(u64::MAX),
+                // a /64 is never counted to its end
+                capacity: capacity.and_then(|c| u32::try_from(c).ok()).map(u64::from),
+            }
+        };
+        pod_cidrs.iter().map(range).collect()
+    }
+
+    fn peers(&self, decision: &wg_overlay_mesh::Decision) -> Vec<PeerStatus> {
+        let observed = &self.host.observed().peers;
+        let desired = decision.desired.peers.iter();
+        let programmed = desired.filter_map(|(key, peer)| observed.get(key).map(|found| (key, peer, found)));
+        let mut peers: Vec<_> = programmed.map(|(key, peer, found)| self.peer(key, peer, found)).collect();
+        for peer in &mut peers {
+            if let Some(name) = decision.unresolved.get(&peer.node) {
+                peer.state = PeerState::Unresolved;
+                peer.note = Some(format!("its endpoint {name} has no answer from this node's resolver yet"));
+            }
+        }
+        peers.extend(decision.refusals.iter().map(|(node, refusal)| refused(node, &refusal.reason)));
+        peers.sort_by(|a, b| {
+            (a.state == PeerState::Refused, &a.node).cmp(&(b.state == PeerState::Refused, &b.node))
+        });
+        peers
+    }
+
+    fn peer(&self, key: &PublicKey, desired: &DesiredPeer, found: &ObservedPeer) -> PeerStatus {
+        let (state, silent) = self.tracker.state(key, found, Instant::now());
+        let port = found.endpoint.map_or(self.config.listen_port, |e| e.port());
+        let note = silent.map(|time| {
+            let time = crate::status::duration(time.as_secs());
+            format!("sent for {time}, nothing back: is UDP {port} open towards it?")
+        });
+        PeerStatus {
+            node: desired.node.clone(),
+            state,
+            public_key: Some(key.to_string()),
+            endpoint: found.endpoint.map(|e| e.to_string()),
+            annotated: matches!(desired.endpoint, Some((_, EndpointSource::Annotated))),
+            allowed_ips: found.allowed_ips.iter().map(ToString::to_string).collect(),
+            handshake_age_seconds: found.handshake_age.map(|age| age.as_secs()),
+            received_bytes: found.received,
+            sent_bytes: found.sent,
+            note,
+            reason: None,
+        }
+    }
+
+    fn local_family(&self, ipv6: bool) -> bool {
+        let decision = self.last.decision.as_ref();
+        decision.is_some_and(|d| d.pod_cidrs.iter().any(|net| net.network().is_ipv6() == ipv6))
+    }
+
+    fn send_event(&self, reason: &'static str, note: String) {
+        let reporter = self.reporter.clone();
+        // an Event is a courtesy: nothing waits for it
+        tokio::spawn(async move { timeout(PATIENCE, reporter.warn(reason, note)).await });
+    }
+}
+
+fn refused(node: &str, reason: &Reason) -> PeerStatus {
+    PeerStatus {
+        node: node.to_owned(),
+        state: if reason.is_fault() { PeerState::Refused } else { PeerState::NoAgent },
+        public_key: None,
+        endpoint: None,
+        annotated: false,
+        allowed_ips: Vec::new(),
+        handshake_age_seconds: None,
+        received_bytes: 0,
+        sent_bytes: 0,
+        note: reason.is_fault().then(|| reason.to_string()),
+        reason: Some(reason.word().to_owned()),
+    }
+}

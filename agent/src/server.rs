@@ -1,0 +1,135 @@
+//! What the agent serves: metrics, probes, and the status on a socket of the node.
+
+use std::{
+    fs, io,
+    net::{IpAddr, Ipv4Addr, SocketAddr},
+    os::unix::fs::PermissionsExt,
+    path::Path,
+    sync::Arc,
+    time::Duration,
+};
+
+use anyhow::Context;
+use axum::{Json, Router, extract::State, http::StatusCode, response::IntoResponse, routing::get};
+use tokio::{
+    net::{TcpListener, UnixListener},
+    sync::{mpsc, oneshot},
+};
+
+use crate::{
+    config::Config,
+    metrics::{Counters, encode_metrics},
+    status::Status,
+};
+
+/// What the reconciler answers when it is asked.
+#[derive(Debug, Clone)]
+pub struct Report {
+    /// The node's status.
+    pub status: Status,
+    /// What was counted.
+    pub counters: Counters,
+}
+
+/// The reconciler's ear: whoever sends here gets a report, once it is between two reconciles.
+pub type Ask = mpsc::Sender<oneshot::Sender<Report>>;
+
+/// A reconciler that doesn't answer for this long is stuck: a plan of 5,000 peers takes a few seconds.
+const PATIENCE: Duration = Duration::from_secs(30);
+
+/// The name of the agent's socket in the state folder.
+pub const SOCKET: &str = "agent.sock";
+
+struct Shared {
+    ask: Ask,
+    peer_metrics: Option<bool>,
+}
+
+type App = State<Arc<Shared>>;
+
+/// Serves until the process ends. Returns once all three are bound.
+///
+/// # Errors
+/// Where an address or the socket can't be bound.
+pub async fn serve(config: &Config, ask: Ask) -> anyhow::Result<()> {
+    let shared = Arc::new(Shared { ask, peer_metrics: config.peer_metrics });
+    let metrics = bind(config.metrics_address).await.context("metricsAddress")?;
+    let health = bind(config.health_address).await.context("healthAddress")?;
+    let socket = bind_socket(&config.state_dir.join(SOCKET)).await?;
+    let app = |router: Router<Arc<Shared>>| router.with_state(shared.clone());
+    let metrics_app = app(Router::new().route("/metrics", get(metrics_text)));
+    let health_app = app(Router::new().route("/healthz", get(healthz)).route("/readyz", get(readyz)));
+    let status_app = app(Router::new().route("/status", get(status)));
+    tokio::spawn(async move { axum::serve(metrics, metrics_app).await });
+    tokio::spawn(async move { axum::serve(health, health_app).await });
+    tokio::spawn(async move { axum::serve(socket, status_app).await });
+    Ok(())
+}
+
+async fn bind(address: SocketAddr) -> anyhow::Result<TcpListener> {
+    match TcpListener::bind(address).await {
+        // a kernel without IPv6: every address is then every IPv4 address
+        Err(error)
+            if address.ip().is_unspecified()
+                && address.is_ipv6()
+                && error.kind() != io::ErrorKind::AddrInUse =>
+        {
+            let address = SocketAddr::new(IpAddr::V4(Ipv4Addr::UNSPECIFIED), address.port());
+            TcpListener::bind(address).await.with_context(|| format!("can't listen on {address}"))
+        }
+        other => other.with_context(|| format!("can't listen on {address}; does something else?")),
+    }
+}
+
+async fn bind_socket(path: &Path) -> anyhow::Result<UnixListener> {
+    if let Some(folder) = path.parent() {
+        fs::create_dir_all(folder).with_context(|| format!("can't make {}", folder.display()))?;
+    }
+    if tokio::net::UnixStream::connect(path).await.is_ok() {
+        anyhow::bail!("another agent answers at {}: only one may run on a node", path.display());
+    }
+    match fs::remove_file(path) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => {
+            return Err(error).with_context(|| format!("can't replace {}", path.display()));
+        }
+        _ => {}
+    }
+    let listener = UnixListener::bind(path).with_context(|| format!("can't listen at {}", path.display()))?;
+    fs::set_permissions(path, fs::Permissions::from_mode(0o600))?;
+    Ok(listener)
+}
+
+async fn report(shared: &Shared) -> Result<Report, (StatusCode, &'static str)> {
+    let asked = async {
+        let (answer, report) = oneshot::channel();
+        shared.ask.send(answer).await.ok()?;
+        report.await.ok()
+    };
+    let stuck = (StatusCode::SERVICE_UNAVAILABLE, "the reconciler does not answer\n");
+    tokio::time::timeout(PATIENCE, asked).await.ok().flatten().ok_or(stuck)
+}
+
+async fn metrics_text(State(shared): App) -> Result<impl IntoResponse, (StatusCode, &'static str)> {
+    let report = report(&shared).await?;
+    let text = encode_metrics(&report.status, &report.counters, shared.peer_metrics);
+    Ok(([("content-type", "application/openmetrics-text; version=1.0.0; charset=utf-8")], text))
+}
+
+async fn healthz(State(shared): App) -> Result<&'static str, (StatusCode, &'static str)> {
+    report(&shared).await.map(|_| "ok\n")
+}
+
+async fn readyz(State(shared): App) -> (StatusCode, String) {
+    match report(&shared).await {
+        Ok(Report { status, .. }) if status.is_ready() => (StatusCode::OK, "ok\n".into()),
+        Ok(Report { status, .. }) => {
+            let text = format!("{:?}\n{}\n", status.state, status.problems.join("\n"));
+            (StatusCode::SERVICE_UNAVAILABLE, text)
+        }
+        Err((code, text)) => (code, text.to_owned()),
+    }
+}
+
+async fn status(State(shared): App) -> Result<Json<Status>, (StatusCode, &'static str)> {
+    report(&shared).await.map(|r| Json(r.status))
+}

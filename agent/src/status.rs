@@ -1,0 +1,157 @@
+//! What a node tells of itself: the agent fills it, `wg-overlay status`, the metrics and the probes read it.
+
+mod peers;
+mod render;
+
+use serde::{Deserialize, Serialize};
+
+pub use peers::{PeerState, PeerTracker};
+pub use render::{duration, render};
+
+/// The whole status of a node's agent.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Status {
+    /// The name of the Node.
+    pub node: String,
+    /// The agent's version.
+    pub version: String,
+    /// How far it is, and why not further.
+    pub state: State,
+    /// What is wrong, a sentence each.
+    pub problems: Vec<String>,
+    /// The WireGuard device, once it exists.
+    pub device: Option<DeviceStatus>,
+    /// The node's PodCIDRs.
+    pub pods: Vec<PodRange>,
+    /// Pods that still hold addresses of an earlier PodCIDR, as container id and interface.
+    pub pods_on_old_cidrs: Vec<String>,
+    /// What keeps pod packets from leaving unencrypted.
+    pub guard: GuardStatus,
+    /// The CNI plugin.
+    pub cni: CniStatus,
+    /// The other nodes, believed or refused.
+    pub peers: Vec<PeerStatus>,
+}
+
+/// How far an agent is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub enum State {
+    /// It has done nothing yet.
+    NotStarted,
+    /// The API server has not given a full list of Nodes yet.
+    WaitingForNodes,
+    /// Its Node has no PodCIDR yet.
+    WaitingForPodCidr,
+    /// It is changing the kernel.
+    Reconciling,
+    /// The kernel is as desired.
+    Converged,
+    /// Something can't be done; `problems` says what.
+    Degraded,
+}
+
+/// The WireGuard device.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct DeviceStatus {
+    /// Its name.
+    pub name: String,
+    /// `kernel` or `user space`.
+    pub implementation: String,
+    /// The UDP port it listens on.
+    pub listen_port: u16,
+    /// Its MTU in bytes.
+    pub mtu: u32,
+    /// The underlay link and its MTU in bytes.
+    pub underlay: Option<(String, u32)>,
+    /// Its public key.
+    pub public_key: String,
+}
+
+/// Addresses of a PodCIDR.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct PodRange {
+    /// The PodCIDR.
+    pub cidr: String,
+    /// Addresses that pods hold.
+    pub used: u64,
+    /// Addresses that pods can have; `None` where there are more than anybody counts.
+    pub capacity: Option<u64>,
+}
+
+/// The guards.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct GuardStatus {
+    /// Whether pod packets outside the tunnel are dropped.
+    pub fail_closed: bool,
+    /// The prefixes that are guarded.
+    pub prefixes: Vec<String>,
+    /// Packets dropped since the table was made, by reason.
+    pub drops: std::collections::BTreeMap<String, u64>,
+}
+
+/// The CNI plugin.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct CniStatus {
+    /// Whether pods are attached.
+    pub ready: bool,
+    /// The plugins chained after ours.
+    pub chained: Vec<String>,
+    /// Chained plugins that binDir lacks.
+    pub missing: Vec<String>,
+}
+
+/// Another node.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct PeerStatus {
+    /// The name of its Node.
+    pub node: String,
+    /// How it is.
+    pub state: PeerState,
+    /// Its public key, where it is programmed.
+    pub public_key: Option<String>,
+    /// Where packets to it are sent.
+    pub endpoint: Option<String>,
+    /// Whether a person annotated that endpoint.
+    pub annotated: bool,
+    /// Its allowed IPs.
+    pub allowed_ips: Vec<String>,
+    /// Seconds since the last handshake.
+    pub handshake_age_seconds: Option<u64>,
+    /// Bytes received from it.
+    pub received_bytes: u64,
+    /// Bytes sent to it.
+    pub sent_bytes: u64,
+    /// Why it is refused, or what to look at.
+    pub note: Option<String>,
+    /// The reason of a refusal in one word.
+    pub reason: Option<String>,
+}
+
+impl Status {
+    /// The status before anything is known.
+    pub fn new(node: &str, fail_closed: bool) -> Self {
+        Self {
+            node: node.to_owned(),
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+            state: State::NotStarted,
+            problems: Vec::new(),
+            device: None,
+            pods: Vec::new(),
+            pods_on_old_cidrs: Vec::new(),
+            guard: GuardStatus { fail_closed, prefixes: Vec::new(), drops: Default::default() },
+            cni: CniStatus { ready: false, chained: Vec::new(), missing: Vec::new() },
+            peers: Vec::new(),
+        }
+    }
+
+    /// Whether this node's own device, guards and valid peers are programmed: what readiness is.
+    pub fn is_ready(&self) -> bool {
+        self.cni.ready && matches!(self.state, State::Converged | State::Degraded) && self.device.is_some()
+    }
+}
