@@ -26,10 +26,8 @@ pub(crate) fn prepare_pod_link(ifname: &str, ipv4: bool, ipv6: bool) -> Result<(
     }
     if ipv6 {
         // Container runtimes disable IPv6 for a namespace by default.
-        for (key, value) in
-            [("disable_ipv6", "0"), ("accept_dad", "0"), ("accept_ra", "0"), ("accept_redirects", "0")]
-        {
-            set(&format!("/proc/sys/net/ipv6/conf/{ifname}/{key}"), value)?;
+        for key in ["disable_ipv6", "accept_ra", "accept_redirects"] {
+            set(&format!("/proc/sys/net/ipv6/conf/{ifname}/{key}"), "0")?;
         }
     } else if Path::new("/proc/sys/net/ipv6").exists() {
         // Pods without IPv6 addresses of ours: still nobody on the bridge gives them a route.

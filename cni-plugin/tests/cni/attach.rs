@@ -5,9 +5,10 @@ use std::collections::BTreeSet;
 use libtest_mimic::Failed;
 use serde_json::{Value, json};
 
+use crate::Test;
 use crate::lab::{Lab, PLUGIN, conf, netns, with};
 
-pub const TESTS: &[(&str, fn() -> Result<(), Failed>)] = &[
+pub const TESTS: &[Test] = &[
     ("add_connects_a_pod_in_both_families", connects),
     ("add_answers_in_the_asked_version", versions),
     ("add_with_one_family_leaves_the_other_alone", one_family),

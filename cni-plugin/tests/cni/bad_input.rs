@@ -3,9 +3,10 @@
 use libtest_mimic::Failed;
 use serde_json::{Value, json};
 
+use crate::Test;
 use crate::lab::{Lab, conf, environment, netns, with};
 
-pub const TESTS: &[(&str, fn() -> Result<(), Failed>)] = &[
+pub const TESTS: &[Test] = &[
     ("bad_stdin", stdin),
     ("bad_environment", bad_environment),
     ("bad_namespace", namespace),

@@ -3,9 +3,10 @@
 use libtest_mimic::Failed;
 use serde_json::{Value, json};
 
+use crate::Test;
 use crate::lab::{Lab, conf, with};
 
-pub const TESTS: &[(&str, fn() -> Result<(), Failed>)] =
+pub const TESTS: &[Test] =
     &[("check_passes_after_add_and_chained_changes", passes), ("check_finds_each_difference", finds)];
 
 fn check_conf(result: &Value) -> Value {

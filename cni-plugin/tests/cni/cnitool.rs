@@ -8,11 +8,12 @@ use std::{
 use libtest_mimic::Failed;
 use serde_json::{Value, json};
 
+use crate::Test;
 use crate::lab::{Lab, NETWORK, PLUGIN};
 
 const MODULE: &str = "github.com/containernetworking/cni/cnitool@v1.3.0";
 
-pub const TEST: fn() -> Result<(), Failed> = drives_every_command;
+pub const TEST: Test = ("cnitool_drives_every_command", drives_every_command);
 
 pub fn lacks() -> Option<String> {
     let go = Command::new("go").arg("version").stdout(Stdio::null()).stderr(Stdio::null()).status();

@@ -8,9 +8,10 @@ use nix::sys::socket::{
 };
 use serde_json::json;
 
+use crate::Test;
 use crate::lab::{Lab, NETWORK, conf, with};
 
-pub const TESTS: &[(&str, fn() -> Result<(), Failed>)] = &[
+pub const TESTS: &[Test] = &[
     ("before_the_boot_mark_add_and_status_wait_and_del_does_not", mark),
     ("a_boot_mark_that_no_agent_wrote_is_an_error", malformed_mark),
     ("a_missing_bridge_is_code_11_and_status_50", bridge),
@@ -149,7 +150,7 @@ fn read_only() -> Result<(), Failed> {
     lab.run("echo 1 >/proc/sys/net/ipv4/ip_forward; echo 1 >/proc/sys/net/ipv6/conf/all/forwarding");
     lab.add_pod("pod");
     lab.run(
-        "ip netns exec pod sh -c 'for k in accept_ra accept_redirects accept_dad; do
+        "ip netns exec pod sh -c 'for k in accept_ra accept_redirects; do
          echo 0 >/proc/sys/net/ipv6/conf/default/$k; done; echo 0 >/proc/sys/net/ipv4/conf/default/accept_redirects'",
     );
     lab.run("mount --bind /proc/sys /proc/sys && mount -o remount,bind,ro /proc/sys");

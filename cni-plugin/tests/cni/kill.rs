@@ -16,11 +16,13 @@ use nix::{
 };
 use serde_json::json;
 
+use crate::Test;
 use crate::lab::{Lab, PLUGIN, conf, environment, with};
 
-pub const TESTS: &[(&str, fn() -> Result<(), Failed>)] = &[
+pub const TESTS: &[Test] = &[
     ("add_killed_around_any_system_call_leaks_nothing", add),
     ("del_killed_around_any_system_call_leaks_nothing", del),
+    ("a_collection_at_any_moment_of_an_add_takes_nothing_of_it", collection),
 ];
 
 fn add() -> Result<(), Failed> {
@@ -53,6 +55,11 @@ fn del() -> Result<(), Failed> {
     for stop in 1.. {
         lab.call("ADD", "pod").success();
         let killed = killed_at(&lab, "DEL", stop);
+        let (links, entries) = lab.leftovers();
+        assert!(
+            links.is_empty() || entries.len() == 3,
+            "stop {stop}: an address was freed before its link was gone"
+        );
         if stop % 2 == 0 {
             lab.call("DEL", "pod").success();
         }
@@ -66,9 +73,43 @@ fn del() -> Result<(), Failed> {
     Ok(())
 }
 
+fn collection() -> Result<(), Failed> {
+    let lab = Lab::new();
+    lab.add_pod("pod");
+    // Not every stop: this is about a span of the call, and each run costs a few calls more.
+    for stop in (1..).step_by(7) {
+        let pid = spawn_stopped(&lab, "ADD");
+        let ended = trace_to(pid, stop).is_some();
+        let valid = json!([{ "containerID": "pod", "ifname": "eth0" }]);
+        lab.call_with("GC", "", &with(conf("1.1.0"), "cni.dev/valid-attachments", valid));
+        if !ended {
+            ptrace::detach(pid, None).unwrap();
+            assert_eq!(waitpid(pid, None).unwrap(), WaitStatus::Exited(pid, 0), "stop {stop}");
+        }
+        lab.run("ip netns exec pod ping -c1 -W2 10.244.1.1");
+        assert_eq!(lab.leftovers().1.len(), 3, "stop {stop}: the reservation was taken away");
+        lab.call("DEL", "pod").success();
+        if ended {
+            return Ok(());
+        }
+    }
+    Ok(())
+}
+
 /// Runs a call and kills it at the `stop`-th entry into or return from a system call. False if it ended before that.
 fn killed_at(lab: &Lab, command: &str, stop: usize) -> bool {
     let pid = spawn_stopped(lab, command);
+    if let Some(code) = trace_to(pid, stop) {
+        assert_eq!(code, 0, "the traced {command} failed");
+        return false;
+    }
+    kill(pid, Signal::SIGKILL).unwrap();
+    while !matches!(waitpid(pid, None).unwrap(), WaitStatus::Signaled(..)) {}
+    true
+}
+
+/// Lets the plugin run to its `stop`-th stop; its exit code if it ended before.
+fn trace_to(pid: Pid, stop: usize) -> Option<i32> {
     let options = Options::PTRACE_O_EXITKILL | Options::PTRACE_O_TRACEEXEC | Options::PTRACE_O_TRACESYSGOOD;
     ptrace::seize(pid, options).unwrap();
     kill(pid, Signal::SIGCONT).unwrap();
@@ -82,17 +123,12 @@ fn killed_at(lab: &Lab, command: &str, stop: usize) -> bool {
     for _ in 0..stop {
         ptrace::syscall(pid, None).unwrap();
         match waitpid(pid, None).unwrap() {
-            WaitStatus::Exited(_, code) => {
-                assert_eq!(code, 0, "the traced {command} failed");
-                return false;
-            }
+            WaitStatus::Exited(_, code) => return Some(code),
             WaitStatus::PtraceSyscall(_) => {}
             other => panic!("unexpected {other:?}"),
         }
     }
-    kill(pid, Signal::SIGKILL).unwrap();
-    while !matches!(waitpid(pid, None).unwrap(), WaitStatus::Signaled(..)) {}
-    true
+    None
 }
 
 fn go_on_until(pid: Pid, is_it: impl Fn(&WaitStatus) -> bool) {
@@ -113,6 +149,7 @@ fn go_on_until(pid: Pid, is_it: impl Fn(&WaitStatus) -> bool) {
 }
 
 /// The plugin's process before its first program: a shell that has stopped itself.
+#[allow(clippy::zombie_processes, reason = "the tracer waits by the process ID")]
 fn spawn_stopped(lab: &Lab, command: &str) -> Pid {
     let nsenter = lab.command(PLUGIN);
     let mut shell = std::process::Command::new("sh");

@@ -5,6 +5,9 @@
 //!
 //! Needs root, `ip`, `nsenter` and `unshare`; without them each test is reported as ignored, with the reason in its name.
 
+// The lints' exception for tests covers functions with #[test] only.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::indexing_slicing, clippy::panic)]
+
 mod attach;
 mod bad_input;
 mod check;
@@ -18,8 +21,8 @@ use std::process::{Command, ExitCode, Stdio};
 
 use libtest_mimic::{Arguments, Failed, Trial};
 
-/// A test's name, what it needs beside root, and the test.
-type Test = (&'static str, Option<String>, fn() -> Result<(), Failed>);
+/// A test's name, and the test.
+type Test = (&'static str, fn() -> Result<(), Failed>);
 
 fn main() -> ExitCode {
     let arguments = Arguments::from_args();
@@ -28,8 +31,8 @@ fn main() -> ExitCode {
         .concat()
         .into_iter()
         .map(|(name, test)| (name, None, test))
-        .chain([("cnitool_drives_every_command", cnitool::lacks(), cnitool::TEST)])
-        .map(|(name, lacks_more, test): Test| match lacks.clone().or(lacks_more) {
+        .chain([(cnitool::TEST.0, cnitool::lacks(), cnitool::TEST.1)])
+        .map(|(name, lacks_more, test)| match lacks.clone().or(lacks_more) {
             Some(reason) => Trial::test(format!("{name} [skipped: {reason}]"), test).with_ignored_flag(true),
             None => Trial::test(name, test),
         })

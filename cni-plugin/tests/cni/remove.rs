@@ -4,9 +4,10 @@ use libtest_mimic::Failed;
 use serde_json::{Value, json};
 use wg_overlay_cni::{Holder, pod_link_name, store};
 
+use crate::Test;
 use crate::lab::{Lab, conf, environment, with};
 
-pub const TESTS: &[(&str, fn() -> Result<(), Failed>)] = &[
+pub const TESTS: &[Test] = &[
     ("del_twice_and_of_what_was_never_added", twice),
     ("del_works_without_the_namespace", without_namespace),
     ("del_from_before_a_reboot_frees_nothing_of_others", before_reboot),
