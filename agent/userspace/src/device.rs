@@ -43,8 +43,7 @@ pub struct DeviceConfig {
 /// a tokio runtime with I/O and time, and carries most packets on one with several threads.
 ///
 /// # Errors
-/// [`DeviceError`]: a bad name or MTU, a device of this name that runs already, no permission, or
-/// an engine that stopped while the link is there.
+/// [`DeviceError`]: a bad name or MTU, a device of this name that runs already, or no permission.
 pub async fn run(config: DeviceConfig, shutdown: impl Future<Output = ()>) -> Result<(), DeviceError> {
     check(&config)?;
     let name = config.name.as_str();
@@ -66,7 +65,7 @@ pub async fn run(config: DeviceConfig, shutdown: impl Future<Output = ()>) -> Re
         () = shutdown => tracing::info!(device = name, "asked to stop; the device ends"),
         () = link.deleted() => tracing::info!(device = name, "link deleted; the device ends"),
         () = socket.serve(requests) => {}
-        () = control.run(queue) => return Err(DeviceError::Engine(name.to_owned())),
+        () = control.run(queue) => {}
     }
     control.stop().await;
     Ok(())

@@ -1,10 +1,10 @@
-//! What can end a device, or keep it from starting.
+//! What can keep a device from starting.
 
 use std::{io, path::PathBuf};
 
 use crate::device::{MAX_MTU, MIN_MTU};
 
-/// Why a user-space device did not start, or ended on its own.
+/// Why a user-space device did not start.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum DeviceError {
@@ -64,7 +64,4 @@ pub enum DeviceError {
         #[source]
         source: gotatun::device::Error,
     },
-    /// The protocol engine ended while the link is still there.
-    #[error("device {0}: packets are no longer carried (a TUN or UDP read failed, see the log)")]
-    Engine(String),
 }

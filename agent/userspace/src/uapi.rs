@@ -29,8 +29,9 @@ pub(crate) struct Call {
     answer: oneshot::Sender<Zeroizing<String>>,
 }
 
-/// The last line of every answer, with the blank line that ends it.
+/// The last line of every answer, with the blank line that ends it. An error is a negative number,
+/// as wireguard-go sends it (device/uapi.go, ipc/uapi_linux.go) and `wg` reads it.
 fn errno_line(result: Result<(), Errno>) -> String {
-    let number = result.err().map_or(0, Errno::raw_os_error);
+    let number = result.err().map_or(0, |errno| -errno.raw_os_error());
     format!("errno={number}\n\n")
 }

@@ -6,17 +6,18 @@
 
 use std::{
     io,
-    net::{Ipv6Addr, SocketAddr, UdpSocket as StdUdpSocket},
+    net::SocketAddr,
     sync::{
         Arc,
         atomic::{AtomicBool, Ordering},
     },
+    time::Duration,
 };
 
 use gotatun::{
-    packet::Packet,
+    packet::{Packet, PacketBufPool},
     udp::{
-        UdpSend, UdpTransportFactory, UdpTransportFactoryParams,
+        UdpRecv, UdpSend, UdpTransportFactory, UdpTransportFactoryParams,
         socket::{UdpSocket, UdpSocketFactory},
     },
 };
@@ -27,22 +28,80 @@ mod train;
 /// Wanted size of both socket buffers, in bytes: wireguard-go's (conn/controlfns.go).
 const SOCKET_BUFFER: usize = 7 << 20;
 
-/// Makes the sockets of the tunnel.
+/// Makes the sockets of the tunnel, and keeps the last one: the engine asks anew at each change of
+/// its key, port or mark, before its old tasks have closed their socket, and would find its own
+/// port in use. A port that cannot be had leaves the old socket at hand.
 #[derive(Default)]
 pub(crate) struct GsoSocketFactory {
     inner: UdpSocketFactory,
+    last: Option<UdpSocket>,
 }
 
 impl UdpTransportFactory for GsoSocketFactory {
     type Send = GsoSender;
-    type Recv = UdpSocket;
+    type Recv = Receiver;
 
-    async fn bind(&mut self, params: &UdpTransportFactoryParams) -> io::Result<(GsoSender, UdpSocket)> {
-        let (sender, receiver) = self.inner.bind(params).await?;
-        tune(&sender);
-        let sender = GsoSender { socket: sender, segments: Arc::new(AtomicBool::new(true)) };
-        Ok((sender, receiver))
+    async fn bind(&mut self, params: &UdpTransportFactoryParams) -> io::Result<(GsoSender, Receiver)> {
+        let socket = match self.last.clone().filter(|last| is_bound_to(last, params.port)) {
+            Some(socket) => {
+                UdpSend::set_fwmark(&socket, params.fwmark.unwrap_or(0))?;
+                socket
+            }
+            None => {
+                let (socket, _) = self.inner.bind(params).await?;
+                tune(&socket);
+                socket
+            }
+        };
+        self.last = Some(socket.clone());
+        let segments = Arc::new(AtomicBool::new(true));
+        Ok((GsoSender { socket: socket.clone(), segments }, Receiver(socket)))
     }
+}
+
+fn is_bound_to(socket: &UdpSocket, port: u16) -> bool {
+    socket.local_addr().is_ok_and(|address| address.port() == port)
+}
+
+/// Receives WireGuard messages. The engine gives a socket up at its first error, for good; here an
+/// error loses what it loses and no more.
+pub(crate) struct Receiver(UdpSocket);
+
+/// How long to wait after a failed receive, so that one that stays does not take a core.
+const PAUSE: Duration = Duration::from_millis(100);
+
+impl UdpRecv for Receiver {
+    type RecvManyBuf = <UdpSocket as UdpRecv>::RecvManyBuf;
+
+    async fn recv_from(&mut self, pool: &mut PacketBufPool) -> io::Result<(Packet, SocketAddr)> {
+        loop {
+            match self.0.recv_from(pool).await {
+                Ok(received) => return Ok(received),
+                Err(error) => pause(error).await,
+            }
+        }
+    }
+
+    async fn recv_many_from(
+        &mut self,
+        buffer: &mut Self::RecvManyBuf,
+        pool: &mut PacketBufPool,
+        packets: &mut Vec<(Packet, SocketAddr)>,
+    ) -> io::Result<()> {
+        while let Err(error) = self.0.recv_many_from(buffer, pool, packets).await {
+            pause(error).await;
+        }
+        Ok(())
+    }
+
+    fn enable_udp_gro(&self) -> io::Result<()> {
+        self.0.enable_udp_gro()
+    }
+}
+
+async fn pause(error: io::Error) {
+    tracing::warn!(%error, "receiving from the underlay failed");
+    tokio::time::sleep(PAUSE).await;
 }
 
 /// Sends WireGuard messages, in trains where the kernel takes them.
@@ -110,11 +169,6 @@ impl GsoSender {
         }
         result
     }
-}
-
-/// Whether `port` can be bound, on the sockets that the tunnel would use.
-pub(crate) fn probe(port: u16) -> io::Result<()> {
-    StdUdpSocket::bind((Ipv6Addr::UNSPECIFIED, port)).map(drop)
 }
 
 /// Options that a tunnel works without, only worse; a refusal is no error.

@@ -17,18 +17,13 @@ use super::{
     Call, errno_line, reply,
     request::{AllowedIp, Request, SetDevice, SetPeer},
 };
-use crate::{
-    device::{Transports, nobodys_key},
-    udp,
-};
+use crate::device::{Transports, nobodys_key};
 
 /// The engine and what the protocol has to know beside it.
 pub(crate) struct Control {
     engine: Device<Transports>,
     /// Whether the engine's key is one that was set; else it is nobody's.
     has_key: bool,
-    /// Whether the last attempt to bind the sockets failed.
-    unbound: bool,
     allowed: AllowedIps,
 }
 
@@ -41,19 +36,12 @@ struct AllowedIps {
 
 impl Control {
     pub(crate) fn new(engine: Device<Transports>) -> Self {
-        Self { engine, has_key: false, unbound: false, allowed: AllowedIps::default() }
+        Self { engine, has_key: false, allowed: AllowedIps::default() }
     }
 
-    /// Answers requests until the engine fails, or until nobody can send any.
+    /// Answers requests until nobody can send any.
     pub(crate) async fn run(&mut self, mut queue: mpsc::Receiver<Call>) {
-        loop {
-            let call = tokio::select! {
-                () = self.engine.wait() => return,
-                call = queue.recv() => call,
-            };
-            let Some(Call { request, answer }) = call else {
-                return;
-            };
+        while let Some(Call { request, answer }) = queue.recv().await {
             let text = match request {
                 Request::Get => reply::describe(&self.engine, self.has_key).await,
                 Request::Set(set) => errno_line(self.set(set).await).into(),
@@ -71,13 +59,6 @@ impl Control {
     async fn set(&mut self, set: SetDevice) -> Result<(), Errno> {
         let old_port = self.engine.read(async |d| d.listen_port()).await;
         let new_port = set.listen_port.filter(|port| *port != old_port);
-        if let Some(port) = new_port.filter(|port| *port != 0) {
-            // The engine closes its sockets before it binds the new ones.
-            udp::probe(port).map_err(|error| {
-                tracing::warn!(port, %error, "listen port not available");
-                errno_of(&error)
-            })?;
-        }
         let allowed = &mut self.allowed;
         let mut has_key = self.has_key;
         let outcome = self
@@ -105,16 +86,20 @@ impl Control {
             })
             .await;
         self.has_key = has_key;
-        let mut outcome = outcome.and_then(|done: Result<(), device::Error>| done);
-        if self.unbound {
-            self.engine.suspend().await;
-            outcome = outcome.and(self.engine.resume().await);
+        let outcome = outcome.and_then(|done: Result<(), device::Error>| done);
+        if matches!(outcome, Err(device::Error::Bind(..))) {
+            // The engine is without a socket; its old port is still ours.
+            let restored = self.engine.set_listen_port(old_port).await;
+            if let Err(error) = restored {
+                tracing::error!(port = old_port, %error, "the old listen port is lost");
+            }
         }
-        self.unbound = matches!(outcome, Err(device::Error::Bind(..)));
         outcome.map_err(|error| {
-            tracing::error!(%error, "a change could not be carried out");
+            tracing::warn!(%error, "a change could not be carried out");
             match error {
-                device::Error::Bind(error, _) | device::Error::IoError(error) => errno_of(&error),
+                device::Error::Bind(error, _) | device::Error::IoError(error) => {
+                    Errno::from_io_error(&error).unwrap_or(Errno::IO)
+                }
                 _ => Errno::IO,
             }
         })
@@ -214,6 +199,5 @@ impl AllowedIps {
     }
 }
 
-fn errno_of(error: &std::io::Error) -> Errno {
-    Errno::from_io_error(error).unwrap_or(Errno::IO)
-}
+#[cfg(test)]
+mod tests;

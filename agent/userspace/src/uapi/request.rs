@@ -184,3 +184,6 @@ fn number<T: std::str::FromStr>(value: &str, key: &'static str) -> Result<T, Mal
 fn flag(value: &str, key: &'static str) -> Result<bool, Malformed> {
     (value == "true").then_some(true).ok_or(Malformed::Value(key))
 }
+
+#[cfg(test)]
+mod tests;

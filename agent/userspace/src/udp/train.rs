@@ -76,3 +76,49 @@ pub(super) fn refusal(error: &io::Error) -> Option<Refusal> {
         _ => None,
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn packets() -> impl Strategy<Value = Vec<(Packet, SocketAddr)>> {
+        // Few sizes and endpoints, so that trains come up; runs of one kind, so that long ones do.
+        let run = (prop::sample::select(vec![32_usize, 148, 1452, 8952, 65_504]), 0..3_u16, 1..200_usize);
+        prop::collection::vec(run, 1..6).prop_map(|runs| {
+            let packet = |size| Packet::copy_from(vec![0; size].as_slice());
+            let endpoint = |port| SocketAddr::from(([192, 0, 2, 1], port));
+            let run = |(size, port, count)| (0..count).map(move |_| (packet(size), endpoint(port)));
+            runs.into_iter().flat_map(run).collect()
+        })
+    }
+
+    proptest! {
+        #[test]
+        fn a_train_is_what_the_kernel_takes_and_no_shorter(packets in packets()) {
+            let count = length(&packets);
+            let (train, rest) = packets.split_at(count);
+            let sizes: Vec<_> = train.iter().map(|(packet, _)| packet.len()).collect();
+            let (first, last) = (sizes.first().copied(), sizes.last().copied());
+            let bytes: usize = sizes.iter().sum();
+
+            prop_assert!((1..=MAX_SEGMENTS).contains(&count));
+            prop_assert!(bytes <= MAX_BYTES);
+            prop_assert!(train.iter().all(|(_, to)| Some(to) == train.first().map(|(_, to)| to)));
+            prop_assert!(sizes.iter().rev().skip(1).all(|size| Some(*size) == first));
+            prop_assert!(last <= first);
+
+            // The next packet would break one of the rules.
+            if let (Some((next, to)), Some((_, endpoint))) = (rest.first(), train.first()) {
+                prop_assert!(
+                    count == MAX_SEGMENTS
+                        || to != endpoint
+                        || Some(next.len()) > first
+                        || last < first
+                        || bytes + next.len() > MAX_BYTES
+                );
+            }
+        }
+    }
+}
