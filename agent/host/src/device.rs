@@ -1,0 +1,142 @@
+//! Bringing the WireGuard device into being: by the kernel, else by a process of its own.
+//!
+//! The process outlives the agent, so that an agent's restart leaves the tunnel alone. It is not watched: when it ends,
+//! its link goes, which raises an event like any other.
+
+use std::{
+    ffi::OsString,
+    fs::{self, File, OpenOptions},
+    io,
+    path::{Path, PathBuf},
+    process::{ExitStatus, Stdio},
+    time::Duration,
+};
+
+use tokio::time::{Instant, sleep};
+use wg_overlay_mesh::DEVICE;
+
+use crate::{detach, wireguard};
+
+/// Who is to implement a device that does not exist yet.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum DeviceMode {
+    /// The kernel, and where it has no WireGuard, user space.
+    #[default]
+    Auto,
+    /// The kernel only.
+    Kernel,
+    /// User space only.
+    UserSpace,
+}
+
+/// The program that runs a device in user space.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct DeviceProgram {
+    /// Its path.
+    pub program: PathBuf,
+    /// Its arguments.
+    pub arguments: Vec<OsString>,
+    /// Whether it takes `--mtu BYTES`.
+    pub takes_mtu: bool,
+}
+
+impl DeviceProgram {
+    /// This program itself: `wg-overlay device wgo0 --mtu BYTES`.
+    ///
+    /// # Errors
+    /// Where the program's own path cannot be read.
+    pub fn own() -> io::Result<Self> {
+        let arguments = vec!["device".into(), DEVICE.into()];
+        Ok(Self { program: std::env::current_exe()?, arguments, takes_mtu: true })
+    }
+}
+
+/// Why there is no device.
+#[derive(Debug, thiserror::Error)]
+pub enum DeviceError {
+    /// The kernel has no WireGuard and user space was not allowed.
+    #[error("the kernel has no WireGuard; load its module (modprobe wireguard), or set `device: auto`")]
+    NoKernel(#[source] io::Error),
+    /// The program did not start.
+    #[error("cannot start the user-space device {program}")]
+    Start {
+        /// The program's path.
+        program: String,
+        /// Why.
+        #[source]
+        source: io::Error,
+    },
+    /// The program ended before it was ready.
+    #[error("the user-space device ended at its start ({status}); {log} ends with: {tail}")]
+    Ended {
+        /// How it ended.
+        status: ExitStatus,
+        /// The path of its log.
+        log: String,
+        /// The last lines of its log.
+        tail: String,
+    },
+    /// The program runs and does not answer.
+    #[error("nothing answers at {socket} after {} s; see {log}", PATIENCE.as_secs())]
+    Silent {
+        /// The socket.
+        socket: String,
+        /// The path of its log.
+        log: String,
+    },
+}
+
+impl DeviceError {
+    /// Whether trying again may help without anybody's doing.
+    pub fn is_retryable(&self) -> bool {
+        !matches!(self, Self::NoKernel(_))
+    }
+}
+
+/// How long a user-space device may take until its socket answers.
+const PATIENCE: Duration = Duration::from_secs(5);
+
+/// Starts a user-space device and waits until it answers.
+pub(crate) async fn start(
+    program: &DeviceProgram,
+    state_dir: &Path,
+    mtu: Option<u32>,
+) -> Result<(), DeviceError> {
+    let failed = |source| DeviceError::Start { program: program.program.display().to_string(), source };
+    let log = state_dir.join("device.log");
+    let output = open_log(&log).map_err(failed)?;
+    let mut command = tokio::process::Command::new(&program.program);
+    command.args(&program.arguments).stdin(Stdio::null());
+    if let Some(mtu) = mtu.filter(|_| program.takes_mtu) {
+        command.arg("--mtu").arg(mtu.to_string());
+    }
+    command.stdout(output.try_clone().map_err(failed)?).stderr(output);
+    detach::session_of_its_own(&mut command);
+    let mut process = command.spawn().map_err(failed)?;
+    let deadline = Instant::now() + PATIENCE;
+    let log = log.display().to_string();
+    while !wireguard::socket_is_live() {
+        // A program may go on in a child and end itself well (wireguard-go does): then only its socket tells.
+        if let Some(status) = process.try_wait().map_err(failed)?.filter(|status| !status.success()) {
+            return Err(DeviceError::Ended { status, tail: tail(&log), log });
+        }
+        if Instant::now() > deadline {
+            return Err(DeviceError::Silent { socket: wireguard::socket_path().display().to_string(), log });
+        }
+        sleep(Duration::from_millis(10)).await;
+    }
+    Ok(()) // the runtime reaps a dropped child when it ends
+}
+
+fn open_log(path: &Path) -> io::Result<File> {
+    if let Some(folder) = path.parent() {
+        fs::create_dir_all(folder)?;
+    }
+    OpenOptions::new().create(true).append(true).open(path)
+}
+
+fn tail(path: &str) -> String {
+    let text = fs::read(path).map(|bytes| String::from_utf8_lossy(&bytes).into_owned()).unwrap_or_default();
+    let lines: Vec<&str> = text.lines().rev().take(3).collect();
+    lines.into_iter().rev().collect::<Vec<_>>().join(" / ")
+}

@@ -1,0 +1,276 @@
+//! What others change in the kernel, as it happens.
+//!
+//! Owns two netlink sockets and a memory of links, by which it tells a change that matters from the many that do not:
+//! pods coming and going, a link's counters, an address that is confirmed, and our own requests. WireGuard peers and
+//! legacy iptables raise no events.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    io,
+    net::IpAddr,
+    time::Duration,
+};
+
+use ipnet::IpNet;
+use netlink_packet_core::{NetlinkBuffer, NetlinkMessage, NetlinkPayload};
+use netlink_packet_route::{
+    AddressFamily, RouteNetlinkMessage,
+    address::AddressMessage,
+    link::LinkMessage,
+    route::{RouteFlags, RouteMessage, RouteType},
+};
+use netlink_sys::{
+    AsyncSocket, AsyncSocketExt, SocketAddr, TokioSocket,
+    protocols::{NETLINK_NETFILTER, NETLINK_ROUTE},
+};
+use rustix::io::Errno;
+use wg_overlay_mesh::{BRIDGE, DEVICE, TABLE};
+
+use crate::{
+    links::{self, FoundLink},
+    routes,
+};
+
+/// What has changed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Change {
+    /// Our links, addresses or routes, or those of the underlay.
+    Network,
+    /// Our nftables table.
+    Firewall,
+    /// Another nftables table, in which a chain of the host may be.
+    HostChains,
+}
+
+/// A subscription to changes.
+pub struct Events {
+    own_port: u32,
+    route: TokioSocket,
+    nftables: TokioSocket,
+    links: BTreeMap<u32, FoundLink>,
+    pending: BTreeSet<Change>,
+}
+
+impl Events {
+    pub(crate) fn open(own_port: u32) -> io::Result<Self> {
+        let (route, nftables) =
+            (subscribe(NETLINK_ROUTE, ROUTE_GROUPS)?, subscribe(NETLINK_NETFILTER, NFTABLES)?);
+        Ok(Self { own_port, route, nftables, links: links::read()?, pending: BTreeSet::new() })
+    }
+
+    /// Waits for the next change. Several of one kind that are there at once are one. May be dropped at any time
+    /// without losing a change. A socket that fails is opened again, and then everything may have changed.
+    pub async fn next(&mut self) -> Change {
+        loop {
+            if let Some(change) = self.pending.pop_first() {
+                return change;
+            }
+            let (mut route, mut nftables) = (buffer(), buffer());
+            let answer = tokio::select! {
+                answer = self.route.recv(&mut route) => answer.map(|()| self.read_route(&route)),
+                answer = self.nftables.recv(&mut nftables) => answer.map(|()| self.read_nftables(&nftables)),
+            };
+            if let Err(error) = answer.and_then(|()| self.drain()) {
+                self.recover(&error).await;
+            }
+        }
+    }
+
+    /// Reads what is there already, so that a burst is one change.
+    fn drain(&mut self) -> io::Result<()> {
+        while let Some(datagram) = waiting(&self.route)? {
+            self.read_route(&datagram);
+        }
+        while let Some(datagram) = waiting(&self.nftables)? {
+            self.read_nftables(&datagram);
+        }
+        Ok(())
+    }
+
+    /// ENOBUFS says that events were lost; the socket is as good as before.
+    async fn recover(&mut self, error: &io::Error) {
+        let lost = Errno::from_io_error(error) == Some(Errno::NOBUFS);
+        tracing::debug!(%error, lost, "events of the kernel were missed: everything is read again");
+        loop {
+            let again = if lost { links::read().map(|links| self.links = links) } else { self.reopen() };
+            match again {
+                Ok(()) => break,
+                Err(error) => {
+                    tracing::warn!(%error, "cannot subscribe to the kernel's events; trying again in 1 s")
+                }
+            }
+            tokio::time::sleep(Duration::from_secs(1)).await;
+        }
+        self.pending.extend([Change::Network, Change::Firewall, Change::HostChains]);
+    }
+
+    fn reopen(&mut self) -> io::Result<()> {
+        *self = Self::open(self.own_port)?;
+        Ok(())
+    }
+
+    fn read_route(&mut self, datagram: &[u8]) {
+        for message in split(datagram) {
+            let own = message.port_number() == self.own_port;
+            let matters = match NetlinkMessage::deserialize(message.into_inner()).map(|m| m.payload) {
+                Ok(NetlinkPayload::InnerMessage(message)) => self.follow(&message),
+                _ => false,
+            };
+            if matters && !own {
+                self.pending.insert(Change::Network);
+            }
+        }
+    }
+
+    /// Remembers what a message says and tells whether it matters.
+    fn follow(&mut self, message: &RouteNetlinkMessage) -> bool {
+        match message {
+            RouteNetlinkMessage::NewLink(message) => self.follow_link(message),
+            RouteNetlinkMessage::DelLink(message) => self.forget_link(message),
+            RouteNetlinkMessage::NewAddress(message) => {
+                self.follow_address(message, |addresses, net| addresses.insert(net))
+            }
+            RouteNetlinkMessage::DelAddress(message) => {
+                self.follow_address(message, |addresses, net| addresses.remove(&net))
+            }
+            RouteNetlinkMessage::NewRoute(route) | RouteNetlinkMessage::DelRoute(route) => {
+                self.route_matters(route)
+            }
+            _ => false,
+        }
+    }
+
+    fn follow_link(&mut self, message: &LinkMessage) -> bool {
+        let Some(mut link) = links::found(message).filter(|_| !is_port_message(message)) else {
+            return false;
+        };
+        let before = self.links.remove(&link.index);
+        link.addresses = before.as_ref().map(|link| link.addresses.clone()).unwrap_or_default();
+        let changed = before.as_ref() != Some(&link);
+        let matters = matters(&link) || before.as_ref().is_some_and(matters);
+        self.links.insert(link.index, link);
+        changed && matters
+    }
+
+    fn forget_link(&mut self, message: &LinkMessage) -> bool {
+        if is_port_message(message) {
+            return false;
+        }
+        self.links.remove(&message.header.index).is_some_and(|link| matters(&link))
+    }
+
+    fn follow_address(
+        &mut self,
+        message: &AddressMessage,
+        change: impl FnOnce(&mut BTreeSet<IpNet>, IpNet) -> bool,
+    ) -> bool {
+        let Some(net) = links::address(message) else { return false };
+        let Some(link) = self.links.get_mut(&message.header.index) else { return true };
+        change(&mut link.addresses, net) && matters(link)
+    }
+
+    fn route_matters(&self, message: &RouteMessage) -> bool {
+        let Some(route) = routes::found(message) else { return false };
+        let cloned = message.header.flags.contains(RouteFlags::Cloned);
+        if cloned || is_of_one_link(&route.destination.addr()) {
+            return false;
+        }
+        let link = route.link.and_then(|index| self.links.get(&index));
+        let foreign = route.kind == RouteType::Unicast && link.is_none_or(links::is_underlay);
+        route.is_ours() || foreign
+    }
+
+    fn read_nftables(&mut self, datagram: &[u8]) {
+        for message in split(datagram) {
+            self.pending.extend(match table(message.payload()) {
+                Some(TABLE) => Some(Change::Firewall),
+                // kube-proxy rewrites its own table all the time, and no packet of ours is dropped in it.
+                Some("kube-proxy") | None => None,
+                Some(_) => Some(Change::HostChains),
+            });
+        }
+    }
+}
+
+/// Links, addresses and routes: `RTMGRP_LINK`, `RTMGRP_IPV4_IFADDR`, `_IPV4_ROUTE`, `_IPV6_IFADDR`, `_IPV6_ROUTE`
+/// (include/uapi/linux/rtnetlink.h).
+const ROUTE_GROUPS: u32 = 0x1 | 0x10 | 0x40 | 0x100 | 0x400;
+/// Group 7, `NFNLGRP_NFTABLES` (include/uapi/linux/netfilter/nfnetlink.h).
+const NFTABLES: u32 = 1 << 6;
+/// The kernel's events are of one page or less, a batch of a link with many virtual functions apart.
+const BUFFER: usize = 64 * 1024;
+/// Room for a burst, such as the routes of a link that goes down; without the capability the default stays.
+const RECEIVE_BUFFER: usize = 4 * 1024 * 1024;
+
+fn subscribe(protocol: isize, groups: u32) -> io::Result<TokioSocket> {
+    let mut socket = TokioSocket::new(protocol)?;
+    let _ = rustix::net::sockopt::set_socket_recv_buffer_size_force(socket.socket_ref(), RECEIVE_BUFFER);
+    socket.socket_mut().bind(&SocketAddr::new(0, groups))?;
+    Ok(socket)
+}
+
+fn buffer() -> Vec<u8> {
+    Vec::with_capacity(BUFFER)
+}
+
+fn waiting(socket: &TokioSocket) -> io::Result<Option<Vec<u8>>> {
+    let mut datagram = buffer();
+    match socket.socket_ref().recv(&mut datagram, 0) {
+        Ok(_) => Ok(Some(datagram)),
+        Err(error) if error.kind() == io::ErrorKind::WouldBlock => Ok(None),
+        Err(error) => Err(error),
+    }
+}
+
+fn split(datagram: &[u8]) -> impl Iterator<Item = NetlinkBuffer<&[u8]>> {
+    let mut rest = datagram;
+    std::iter::from_fn(move || {
+        let length = NetlinkBuffer::new_checked(rest).ok()?.length() as usize;
+        let message = NetlinkBuffer::new_checked(rest.get(..length)?).ok()?;
+        rest = rest.get(length.next_multiple_of(4)..).unwrap_or_default();
+        Some(message)
+    })
+}
+
+/// The bridge's own messages on its ports; "deleted" means there that a port left.
+fn is_port_message(message: &LinkMessage) -> bool {
+    message.header.interface_family == AddressFamily::Bridge
+}
+
+fn matters(link: &FoundLink) -> bool {
+    link.name == DEVICE || link.name == BRIDGE || links::is_underlay(link)
+}
+
+/// Destinations that each link has, and that lead no packet to another network.
+fn is_of_one_link(ip: &IpAddr) -> bool {
+    match ip {
+        IpAddr::V4(ip) => ip.is_link_local() || ip.is_multicast(),
+        IpAddr::V6(ip) => ip.is_unicast_link_local() || ip.is_multicast(),
+    }
+}
+
+/// The table that an nftables event is about: after 4 bytes of header, attribute 1 in each message but the one that
+/// closes a transaction (include/uapi/linux/netfilter/nf_tables.h).
+fn table(payload: &[u8]) -> Option<&str> {
+    let mut rest = payload.get(4..)?;
+    loop {
+        let (length, kind) = (read_u16(rest, 0)?, read_u16(rest, 2)?);
+        if kind & ATTRIBUTE_TYPE == 1 {
+            return std::str::from_utf8(rest.get(4..length)?).ok().map(|name| name.trim_end_matches('\0'));
+        }
+        rest = rest.get(length.max(4).next_multiple_of(4)..)?;
+    }
+}
+
+/// `NLA_TYPE_MASK`: the flags for nesting and byte order taken off.
+const ATTRIBUTE_TYPE: usize = 0x3fff;
+
+fn read_u16(bytes: &[u8], at: usize) -> Option<usize> {
+    Some(usize::from(u16::from_ne_bytes([*bytes.get(at)?, *bytes.get(at + 1)?])))
+}
+
+impl std::fmt::Debug for Events {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Events").field("pending", &self.pending).finish_non_exhaustive()
+    }
+}

@@ -1,0 +1,137 @@
+//! Forwarding: read, and switched on where /proc/sys can be written, as in the plugin or on a plain host.
+//!
+//! In a pod /proc/sys is read-only. Netlink can then set IPv4 forwarding of a single link; the rest is reported.
+//! Strict reverse-path filtering needs nothing: whatever a peer may send has a route of ours back into the tunnel.
+
+use std::{collections::BTreeSet, fmt, fs, io, path::Path};
+
+use wg_overlay_mesh::Link;
+
+use crate::{links, netlink::Netlink};
+
+/// A setting of the kernel that stays wrong.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Shortcoming {
+    /// The setting, as sysctl(8) names it.
+    pub sysctl: String,
+    /// What it is; `None` where the kernel does not have it.
+    pub found: Option<String>,
+    /// What it should be.
+    pub expected: &'static str,
+    /// What does not work so.
+    pub consequence: &'static str,
+}
+
+impl fmt::Display for Shortcoming {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { sysctl, expected, consequence, .. } = self;
+        match &self.found {
+            Some(found) => {
+                write!(f, "{sysctl} is {found}: {consequence}; on the host: sysctl -w {sysctl}={expected}")
+            }
+            None => write!(f, "the kernel has no {sysctl}: {consequence}"),
+        }
+    }
+}
+
+/// Whether the kernel has loaded br_netfilter, without which a bridge's own switch has no effect.
+pub(crate) fn has_bridge_netfilter() -> bool {
+    Path::new("/proc/sys/net/bridge").exists()
+}
+
+/// Switches forwarding on where it is off. `router_advertised` are the links with a default route from a router.
+pub(crate) fn ensure_forwarding(
+    netlink: &mut Netlink,
+    ipv4: bool,
+    ipv6: bool,
+    router_advertised: &BTreeSet<String>,
+) -> Vec<Shortcoming> {
+    let mut wrong = Vec::new();
+    if ipv4 {
+        wrong.extend(ensure(
+            "net.ipv4.conf.all.forwarding",
+            "1",
+            "answers from outside the cluster do not reach pods",
+        ));
+        wrong.extend([Link::Device, Link::Bridge].into_iter().filter_map(|link| ensure_link(netlink, link)));
+    }
+    if ipv6 {
+        wrong.extend(ensure_ipv6(router_advertised));
+    }
+    wrong
+}
+
+fn ensure_link(netlink: &mut Netlink, link: Link) -> Option<Shortcoming> {
+    let sysctl = format!("net.ipv4.conf.{link}.forwarding");
+    let consequence = "packets of pods that come in by this link are dropped";
+    let wrong = ensure(&sysctl, "1", consequence)?;
+    match netlink.execute_one(links::set_forwarding(link)) {
+        Ok(()) => None,
+        Err(error) => {
+            tracing::debug!(%link, %error, "forwarding cannot be set by netlink either");
+            Some(wrong)
+        }
+    }
+}
+
+/// With forwarding on, the kernel heeds router advertisements only where accept_ra is 2
+/// (Documentation/networking/ip-sysctl.rst): a node would lose its default route.
+fn ensure_ipv6(router_advertised: &BTreeSet<String>) -> Option<Shortcoming> {
+    const ALL: &str = "net.ipv6.conf.all.forwarding";
+    const CONSEQUENCE: &str = "no IPv6 packet reaches a pod from another node or leaves one";
+    if read(ALL).is_ok_and(|value| value != "0") {
+        return None;
+    }
+    for link in router_advertised {
+        let sysctl = format!("net.ipv6.conf.{}.accept_ra", link.replace('.', "/"));
+        let wrong = match read(&sysctl).as_deref() {
+            Ok("1") => {
+                ensure(&sysctl, "2", "forwarding stays off, or this link would lose its default route")
+            }
+            _ => None,
+        };
+        if wrong.is_some() {
+            return wrong;
+        }
+    }
+    ensure(ALL, "1", CONSEQUENCE)
+}
+
+fn ensure(sysctl: &str, expected: &'static str, consequence: &'static str) -> Option<Shortcoming> {
+    let found = read(sysctl).ok();
+    if found.as_deref() == Some(expected) || fs::write(path(sysctl), expected).is_ok() {
+        return None;
+    }
+    Some(Shortcoming { sysctl: sysctl.to_owned(), found, expected, consequence })
+}
+
+fn read(sysctl: &str) -> io::Result<String> {
+    Ok(fs::read_to_string(path(sysctl))?.trim().to_owned())
+}
+
+/// As sysctl(8) reads a name: dots part it, and a slash stands for a dot within a link's name.
+fn path(sysctl: &str) -> String {
+    let swapped: String = sysctl
+        .chars()
+        .map(|c| {
+            if c == '.' {
+                '/'
+            } else if c == '/' {
+                '.'
+            } else {
+                c
+            }
+        })
+        .collect();
+    format!("/proc/sys/{swapped}")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_dot_in_a_links_name_is_no_part_of_the_path() {
+        assert_eq!(path("net.ipv6.conf.eth0/7.accept_ra"), "/proc/sys/net/ipv6/conf/eth0.7/accept_ra");
+    }
+}

@@ -1,0 +1,257 @@
+//! The WireGuard device's own settings: key, port and peers, kernel and user space alike.
+//!
+//! The one adapter of `wireguard-control`, which configures a device but leaves these to its caller: it gives a peer of
+//! many allowed IPs twice (the kernel splits it over messages), refuses a peer that fills more than one message, starts
+//! `wireguard-go` where a socket is dead, and keeps keys in memory that it does not wipe. Every call here blocks.
+
+use std::{
+    collections::BTreeMap,
+    io,
+    os::unix::net::UnixStream,
+    path::PathBuf,
+    time::{Duration, SystemTime},
+};
+
+use ipnet::IpNet;
+use wg_overlay_mesh::{DEVICE, Implementation, ObservedPeer, PeerChange, PublicKey};
+use wireguard_control::{
+    AllowedIp, Backend, Device, DeviceUpdate, InterfaceName, Key, PeerConfigBuilder, PeerInfo,
+};
+use zeroize::Zeroize;
+
+use crate::PrivateKey;
+
+/// Allowed IPs in one message of 8 KiB: of IPv6 each takes 40 bytes, and the peer itself up to 150.
+const ALLOWED_IPS: usize = 180;
+
+/// What a device holds.
+#[derive(Debug, Default)]
+pub(crate) struct Settings {
+    pub(crate) public_key: Option<PublicKey>,
+    pub(crate) listen_port: u16,
+    pub(crate) peers: BTreeMap<PublicKey, ObservedPeer>,
+}
+
+/// Where a user-space device listens for its settings.
+pub(crate) fn socket_path() -> PathBuf {
+    PathBuf::from(format!("/var/run/wireguard/{DEVICE}.sock"))
+}
+
+/// Whether a process answers at the device's socket; a file left by one that ended does not.
+pub(crate) fn socket_is_live() -> bool {
+    UnixStream::connect(socket_path()).is_ok()
+}
+
+/// Reads key, port and peers of the device.
+pub(crate) fn read(implementation: Implementation) -> io::Result<Settings> {
+    let mut device = device(implementation)?;
+    wipe(&mut device.private_key);
+    let public_key = device.public_key.as_ref().and_then(|key| PublicKey::from_bytes(key.0).ok());
+    let now = SystemTime::now();
+    let mut peers = BTreeMap::new();
+    for mut info in std::mem::take(&mut device.peers) {
+        let preshared = info.config.preshared_key.as_ref().is_some_and(|key| *key != Key::zero());
+        wipe(&mut info.config.preshared_key);
+        match PublicKey::from_bytes(info.config.public_key.0) {
+            Ok(key) => merge(peers.entry(key).or_default(), &info, preshared, now),
+            Err(error) => tracing::warn!(device = DEVICE, %error, "a peer that no node can be is left alone"),
+        }
+    }
+    Ok(Settings { public_key, listen_port: device.listen_port.unwrap_or_default(), peers })
+}
+
+/// The device's private key, if it has one.
+pub(crate) fn read_private_key(implementation: Implementation) -> io::Result<Option<PrivateKey>> {
+    let key = device(implementation)?.private_key.filter(|key| *key != Key::zero());
+    key.map(PrivateKey::take).transpose().map_err(io::Error::other)
+}
+
+/// The listen ports of the kernel's other WireGuard devices.
+pub(crate) fn other_ports() -> Vec<(String, u16)> {
+    let names = Device::list(Backend::Kernel).unwrap_or_default();
+    let ports = names.into_iter().filter_map(|name| {
+        let mut device = Device::get(&name, Backend::Kernel).ok()?;
+        wipe(&mut device.private_key);
+        Some((name.to_string(), device.listen_port?))
+    });
+    ports.filter(|(name, _)| name != DEVICE).collect()
+}
+
+pub(crate) fn set_key(implementation: Implementation, key: &PrivateKey) -> io::Result<()> {
+    apply(implementation, DeviceUpdate::new().set_private_key(key.to_library()))
+}
+
+pub(crate) fn set_listen_port(implementation: Implementation, port: u16) -> io::Result<()> {
+    apply(implementation, DeviceUpdate::new().set_listen_port(port))
+}
+
+/// Adds and changes peers, in as few messages as they fit into. Gives the failed ones by position.
+pub(crate) fn set_peers(implementation: Implementation, changes: &[PeerChange]) -> Vec<(usize, io::Error)> {
+    each(implementation, changes, configs)
+}
+
+/// Removes peers, in as few messages as they fit into. Gives the failed ones by position.
+pub(crate) fn remove_peers(implementation: Implementation, keys: &[PublicKey]) -> Vec<(usize, io::Error)> {
+    each(implementation, keys, |key| vec![PeerConfigBuilder::new(&library_key(key)).remove()])
+}
+
+/// All in one update; where that fails, one by one, to tell whose fault it is.
+fn each<T>(
+    implementation: Implementation,
+    items: &[T],
+    configs: impl Fn(&T) -> Vec<PeerConfigBuilder>,
+) -> Vec<(usize, io::Error)> {
+    let all: Vec<PeerConfigBuilder> = items.iter().flat_map(&configs).collect();
+    if apply(implementation, DeviceUpdate::new().add_peers(&all)).is_ok() {
+        return Vec::new();
+    }
+    let mut failed = Vec::new();
+    for (at, item) in items.iter().enumerate() {
+        if let Err(error) = apply(implementation, DeviceUpdate::new().add_peers(&configs(item))) {
+            failed.push((at, error));
+        }
+    }
+    failed
+}
+
+fn configs(change: &PeerChange) -> Vec<PeerConfigBuilder> {
+    let key = library_key(&change.public_key);
+    let mut peer = PeerConfigBuilder::new(&key);
+    if let Some(endpoint) = change.endpoint {
+        peer = peer.set_endpoint(endpoint);
+    }
+    if let Some(seconds) = change.keepalive {
+        peer = peer.set_persistent_keepalive_interval(seconds);
+    }
+    if change.clear_preshared_key {
+        peer = peer.unset_preshared_key();
+    }
+    if change.replace_allowed_ips.is_some() {
+        peer = peer.replace_allowed_ips();
+    }
+    let nets = change.replace_allowed_ips.as_ref().unwrap_or(&change.add_allowed_ips);
+    let nets: Vec<AllowedIp> =
+        nets.iter().map(|net| AllowedIp { address: net.addr(), cidr: net.prefix_len() }).collect();
+    let mut parts = nets.chunks(ALLOWED_IPS);
+    let first = peer.add_allowed_ips(parts.next().unwrap_or_default());
+    let rest = parts.map(|part| PeerConfigBuilder::new(&key).add_allowed_ips(part));
+    std::iter::once(first).chain(rest).collect()
+}
+
+/// Adds what one entry of a dump says. A peer's later entries hold further allowed IPs and nothing else.
+fn merge(peer: &mut ObservedPeer, info: &PeerInfo, preshared: bool, now: SystemTime) {
+    let nets = info.config.allowed_ips.iter().filter_map(|ip| IpNet::new(ip.address, ip.cidr).ok());
+    peer.allowed_ips.extend(nets.map(|net| net.trunc()));
+    peer.preshared_key |= preshared;
+    peer.endpoint = peer.endpoint.or(info.config.endpoint);
+    peer.keepalive = peer.keepalive.max(info.config.persistent_keepalive_interval.unwrap_or_default());
+    peer.received = peer.received.max(info.stats.rx_bytes);
+    peer.sent = peer.sent.max(info.stats.tx_bytes);
+    peer.handshake_age = peer.handshake_age.or(info.stats.last_handshake_time.map(|then| age(now, then)));
+}
+
+/// A clock that was set back makes a handshake of the future: it counts as one of this moment.
+fn age(now: SystemTime, then: SystemTime) -> Duration {
+    now.duration_since(then).unwrap_or_default()
+}
+
+fn device(implementation: Implementation) -> io::Result<Device> {
+    Device::get(&interface()?, backend(implementation)?)
+}
+
+fn apply(implementation: Implementation, update: DeviceUpdate) -> io::Result<()> {
+    update.apply(&interface()?, backend(implementation)?)
+}
+
+fn interface() -> io::Result<InterfaceName> {
+    Ok(DEVICE.parse::<InterfaceName>()?)
+}
+
+/// The library's backend. Its user-space one starts `wireguard-go` where nothing answers at the socket.
+fn backend(implementation: Implementation) -> io::Result<Backend> {
+    match implementation {
+        Implementation::Kernel => Ok(Backend::Kernel),
+        Implementation::UserSpace => UnixStream::connect(socket_path()).map(|_| Backend::Userspace),
+    }
+}
+
+fn library_key(key: &PublicKey) -> Key {
+    Key(*key.as_bytes())
+}
+
+fn wipe(key: &mut Option<Key>) {
+    if let Some(key) = key {
+        key.0.zeroize();
+    }
+    *key = None;
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeSet;
+
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn change(nets: BTreeSet<IpNet>, replace: bool) -> PeerChange {
+        PeerChange {
+            public_key: PrivateKey::generate().public_key(),
+            node: "node".to_owned(),
+            add: true,
+            endpoint: None,
+            add_allowed_ips: if replace { BTreeSet::new() } else { nets.clone() },
+            replace_allowed_ips: replace.then_some(nets),
+            keepalive: None,
+            clear_preshared_key: false,
+        }
+    }
+
+    fn info(key: &Key, nets: &[&str]) -> PeerInfo {
+        let mut info = PeerInfo::from_public_key(key.clone());
+        info.config.allowed_ips = nets.iter().map(|net| net.parse().unwrap()).collect();
+        info
+    }
+
+    proptest! {
+        #[test]
+        fn a_large_peer_is_split_and_only_its_first_part_replaces(count in 0u32..1000, replace: bool) {
+            let net = |i: u32| IpNet::new(std::net::Ipv4Addr::from_bits(0x0a00_0000 + i).into(), 32).unwrap();
+            let nets: BTreeSet<IpNet> = (0..count).map(net).collect();
+            let parts = configs(&change(nets.clone(), replace));
+            let texts: Vec<String> = parts.iter().map(|part| format!("{part:?}")).collect();
+            for (at, text) in texts.iter().enumerate() {
+                prop_assert_eq!(text.contains("replace_allowed_ips: true"), replace && at == 0);
+            }
+            let held = |net: &IpNet| texts.iter().filter(|text| {
+                text.contains(&format!("[{net}")) || text.contains(&format!(" {net}"))
+            }).count();
+            prop_assert!(nets.iter().take(20).all(|net| held(net) == 1));
+            prop_assert_eq!(texts.len(), nets.len().div_ceil(ALLOWED_IPS).max(1));
+        }
+    }
+
+    #[test]
+    fn a_peer_that_the_kernel_gives_in_parts_is_one() {
+        let key = Key::generate_private().get_public();
+        let now = SystemTime::now();
+        let mut first = info(&key, &["10.0.0.0/24"]);
+        first.config.endpoint = Some("192.0.2.1:51820".parse().unwrap());
+        first.config.persistent_keepalive_interval = Some(25);
+        first.stats.rx_bytes = 7;
+        first.stats.last_handshake_time = Some(now - Duration::from_secs(9));
+        let mut peer = ObservedPeer::default();
+        merge(&mut peer, &first, false, now);
+        merge(&mut peer, &info(&key, &["10.0.1.0/24"]), false, now);
+        assert_eq!(peer.allowed_ips.len(), 2);
+        assert_eq!(peer.endpoint, first.config.endpoint);
+        assert_eq!((peer.keepalive, peer.received), (25, 7));
+        assert_eq!(peer.handshake_age, Some(Duration::from_secs(9)));
+    }
+
+    #[test]
+    fn a_handshake_of_the_future_is_of_this_moment() {
+        let now = SystemTime::now();
+        assert_eq!(age(now, now + Duration::from_secs(86_400)), Duration::ZERO);
+    }
+}
