@@ -1,6 +1,14 @@
 //! Tests of the in-memory Node API: its rules by raw requests, its fitness by an unchanged client.
 //! Both drive the service in process: no socket is needed.
 
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::indexing_slicing,
+    clippy::panic,
+    reason = "a test's helpers fail as its cases do"
+)]
+
 use std::time::Duration;
 
 use axum::Router;
