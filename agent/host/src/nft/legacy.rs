@@ -1,0 +1,134 @@
+//! The legacy iptables' FORWARD and INPUT: rules that `nft` doesn't see, and that drop all the same.
+//!
+//! They are looked at only where the kernel says that a legacy filter table is in use.
+
+use std::fs;
+
+use wg_overlay_mesh::{ALIAS, BRIDGE, DEVICE, HostChain};
+
+use super::{
+    NftError, ObservedRules, host_chain,
+    program::{ProgramError, run},
+};
+
+pub(super) fn observe(listen_port: u16, found: &mut ObservedRules) {
+    for ipv6 in [false, true] {
+        for input in [false, true] {
+            if !in_use(ipv6) {
+                continue;
+            }
+            match list(ipv6, input) {
+                Ok(lines) => {
+                    let ours = lines.iter().any(|line| is_ours(line));
+                    let exact = are_exactly(&lines, &wanted(input, listen_port));
+                    let state = host_chain::state(drops(&lines), ours, exact);
+                    found.host_chains.extend(state.map(|s| (HostChain::Legacy { ipv6, input }, s)));
+                }
+                Err(e) => found.warnings.push(format!(
+                    "the legacy iptables are in use here and may drop pods' packets: {}",
+                    super::with_causes(&e)
+                )),
+            }
+        }
+    }
+}
+
+/// Makes our rules of this chain those for the port, or none, in one transaction.
+pub(super) fn set(ipv6: bool, input: bool, listen_port: Option<u16>) -> Result<(), NftError> {
+    let lines = list(ipv6, input)?;
+    let wanted = listen_port.map(|port| wanted(input, port)).unwrap_or_default();
+    if are_exactly(&lines, &wanted) {
+        return Ok(());
+    }
+    let delete = lines.iter().filter(|line| is_ours(line)).map(|line| line.replacen("-A", "-D", 1));
+    let insert = wanted.iter().map(|line| line.replacen("-A", "-I", 1));
+    let commands: Vec<String> = delete.chain(insert).collect();
+    let script = format!("*filter\n{}\nCOMMIT\n", commands.join("\n"));
+    let restore = if ipv6 { "ip6tables-legacy-restore" } else { "iptables-legacy-restore" };
+    run(restore, &["--wait", "--noflush"], Some(&script))?;
+    Ok(())
+}
+
+/// The kernel names a table here once somebody has used it in this network namespace.
+fn in_use(ipv6: bool) -> bool {
+    let names = if ipv6 { "ip6_tables_names" } else { "ip_tables_names" };
+    // Of the thread: its network namespace need not be the process's.
+    let names = fs::read_to_string(format!("/proc/thread-self/net/{names}")).unwrap_or_default();
+    names.lines().any(|name| name == "filter")
+}
+
+fn list(ipv6: bool, input: bool) -> Result<Vec<String>, ProgramError> {
+    let program = if ipv6 { "ip6tables-legacy" } else { "iptables-legacy" };
+    Ok(run(program, &["--wait", "-S", name(input)], None)?.lines().map(str::to_owned).collect())
+}
+
+fn name(input: bool) -> &'static str {
+    if input { "INPUT" } else { "FORWARD" }
+}
+
+/// Our rules, word by word as `-S` lists them.
+fn wanted(input: bool, listen_port: u16) -> Vec<String> {
+    let matches = if input {
+        [format!("-p udp -m udp --dport {listen_port}"), format!("-i {BRIDGE}"), format!("-i {DEVICE}")]
+            .to_vec()
+    } else {
+        [format!("-i {BRIDGE}"), format!("-o {BRIDGE}"), format!("-i {DEVICE}"), format!("-o {DEVICE}")]
+            .to_vec()
+    };
+    let name = name(input);
+    matches.iter().map(|m| format!("-A {name} {m} -m comment --comment {ALIAS} -j ACCEPT")).collect()
+}
+
+fn is_ours(line: &str) -> bool {
+    line.starts_with("-A ") && line.contains(&format!(" --comment {ALIAS} "))
+}
+
+/// Whether our rules are these, in any order, and each once.
+fn are_exactly(lines: &[String], wanted: &[String]) -> bool {
+    let mut found: Vec<&String> = lines.iter().filter(|line| is_ours(line)).collect();
+    let mut wanted: Vec<&String> = wanted.iter().collect();
+    found.sort();
+    wanted.sort();
+    found == wanted
+}
+
+/// By policy, or by a last rule that takes everything.
+fn drops(lines: &[String]) -> bool {
+    let policy = lines.first().is_some_and(|line| line.starts_with("-P ") && line.ends_with(" DROP"));
+    policy || lines.last().is_some_and(|line| drops_everything(line))
+}
+
+/// `-A CHAIN -j DROP`, whatever its comment says.
+fn drops_everything(line: &str) -> bool {
+    let unquoted: String = line.split('"').step_by(2).collect();
+    let words: Vec<&str> = unquoted.split_whitespace().collect();
+    let target = match words.as_slice() {
+        ["-A", _, "-m", "comment", "--comment", "-j", target, ..]
+        | ["-A", _, "-m", "comment", "--comment", _, "-j", target, ..]
+        | ["-A", _, "-j", target, ..] => target,
+        _ => return false,
+    };
+    matches!(*target, "DROP" | "REJECT")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_a_last_rule_without_a_condition_takes_everything() {
+        for line in [
+            "-A FORWARD -j DROP",
+            "-A INPUT -j REJECT --reject-with icmp-host-prohibited",
+            "-A FORWARD -m comment --comment last -j DROP",
+            r#"-A FORWARD -m comment --comment "the -i last" -j DROP"#,
+        ] {
+            assert!(drops_everything(line), "{line}");
+        }
+        for line in
+            ["-A FORWARD -i eth0 -j DROP", "-A FORWARD -j ACCEPT", "-A FORWARD -j LOG", "-P FORWARD DROP"]
+        {
+            assert!(!drops_everything(line), "{line}");
+        }
+    }
+}
