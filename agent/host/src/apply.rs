@@ -56,6 +56,7 @@ impl Host {
             for (at, step) in run.iter().enumerate() {
                 let Some(error) = errors.remove(&at) else {
                     self.cache.record(step);
+                    self.stale = self.stale.union(side_effect(step));
                     continue;
                 };
                 self.stale = self.stale.union(touched(step));
@@ -345,6 +346,15 @@ fn touched(step: &Step) -> Scope {
             Scope { network: true, ..Scope::WIREGUARD }
         }
         _ => Scope::NETWORK,
+    }
+}
+
+/// What a step that succeeded changes besides: an IPv6 address that goes takes the preferred source from every route
+/// that has it, even where another link of this host carries the address too.
+fn side_effect(step: &Step) -> Scope {
+    match step {
+        Step::RemoveAddress(_, net) if net.addr().is_ipv6() => Scope::NETWORK,
+        _ => Scope::NONE,
     }
 }
 

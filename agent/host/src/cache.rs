@@ -49,7 +49,7 @@ impl Cache {
         self.state.device = None;
         self.device_index = None;
         self.state.peers.clear();
-        self.state.routes.clear();
+        self.state.routes.retain(|_, route| !route.through_device);
         self.owners.clear();
         self.written.clear();
     }
