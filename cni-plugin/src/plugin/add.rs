@@ -62,7 +62,7 @@ pub(crate) fn add(
     let is_made = made.is_ok();
     let done = made.and_then(|_| {
         let ours = find(&mut host, &link.host_name)?;
-        host.request(vec![link.set_up_port(&ours)])?;
+        host.request(vec![link.set_up_port(&ours, ipv6)])?;
         sysctl::prepare_pod_link(link.pod_name, ipv4, ipv6)?;
         let theirs = find(&mut pod, link.pod_name)?;
         pod.request(link::configure_pod(&theirs, &networks))?;

@@ -79,18 +79,18 @@ impl PodLink<'_> {
         }
     }
 
-    /// The host's end as a port: hairpin, so that a pod reaches itself through a Service; no IPv6 address of its own.
-    pub(crate) fn set_up_port(&self, link: &Link) -> Request {
+    /// The host's end as a port: hairpin, so that a pod reaches itself through a Service. Where pods have IPv6, without
+    /// an address of its own (elsewhere the kernel may have no IPv6 to set on the link).
+    pub(crate) fn set_up_port(&self, link: &Link, ipv6: bool) -> Request {
         let mut message = up(link.index);
-        message.attributes = vec![
-            LinkAttribute::LinkInfo(vec![
-                LinkInfo::PortKind(InfoPortKind::Bridge),
-                LinkInfo::PortData(InfoPortData::BridgePort(vec![InfoBridgePort::HairpinMode(true)])),
-            ]),
-            LinkAttribute::AfSpecUnspec(vec![AfSpecUnspec::Inet6(vec![AfSpecInet6::AddrGenMode(
-                In6AddrGenMode::None,
-            )])]),
-        ];
+        message.attributes = vec![LinkAttribute::LinkInfo(vec![
+            LinkInfo::PortKind(InfoPortKind::Bridge),
+            LinkInfo::PortData(InfoPortData::BridgePort(vec![InfoBridgePort::HairpinMode(true)])),
+        ])];
+        if ipv6 {
+            let no_address = AfSpecUnspec::Inet6(vec![AfSpecInet6::AddrGenMode(In6AddrGenMode::None)]);
+            message.attributes.push(LinkAttribute::AfSpecUnspec(vec![no_address]));
+        }
         Request {
             what: format!("set up {} as a bridge port with hairpin", self.host_name),
             message: RouteNetlinkMessage::NewLink(message),

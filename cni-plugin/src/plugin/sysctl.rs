@@ -29,11 +29,12 @@ pub(crate) fn prepare_pod_link(ifname: &str, ipv4: bool, ipv6: bool) -> Result<(
         for key in ["disable_ipv6", "accept_ra", "accept_redirects"] {
             set(&format!("/proc/sys/net/ipv6/conf/{ifname}/{key}"), "0")?;
         }
-    } else if Path::new("/proc/sys/net/ipv6").exists() {
-        // Pods without IPv6 addresses of ours: still nobody on the bridge gives them a route.
-        set(&format!("/proc/sys/net/ipv6/conf/{ifname}/accept_ra"), "0")?;
+        return Ok(());
     }
-    Ok(())
+    // Pods without IPv6 addresses of ours: still nobody on the bridge gives them a route. A kernel without IPv6, or a link
+    // with an MTU below 1280, has no such setting.
+    let accept_ra = format!("/proc/sys/net/ipv6/conf/{ifname}/accept_ra");
+    if Path::new(&accept_ra).exists() { set(&accept_ra, "0") } else { Ok(()) }
 }
 
 /// With forwarding on, the kernel drops routes that it learned from router advertisements, unless the link's accept_ra is

@@ -99,6 +99,12 @@ fn one_family() -> Result<(), Failed> {
     let result = lab.call("ADD", "six").success();
     assert_eq!(result["ips"][0]["address"], "fd00:244:0:1::2/64");
     lab.run("ip netns exec six ping -c1 -W2 fd00:244:0:1::1");
+
+    // Below IPv6's least MTU a link has no IPv6 settings at all.
+    lab.write("network.json", r#"{"podCIDRs":["10.244.1.0/24"],"mtu":1000}"#);
+    lab.add_pod("small");
+    lab.call("ADD", "small").success();
+    lab.run("ip netns exec small ping -c1 -W2 10.244.1.1");
     Ok(())
 }
 
