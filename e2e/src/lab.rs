@@ -89,13 +89,10 @@ impl Lab {
         let folder = leftover::Folder::new()?;
         fs::create_dir(folder.path().join("logs")).context("make the folder for logs")?;
         let switch = Namespace::start("switch", &folder)?;
-        switch.exec("ip", ["link", "add", "br0", "type", "bridge", "mcast_snooping", "0"])?;
-        switch.exec("ip", ["link", "set", "br0", "up"])?;
+        switch.ip(&["link add br0 type bridge mcast_snooping 0".into(), "link set br0 up".into()])?;
         let control = Namespace::start("control", &folder)?;
         node::plug(&control, &switch, &NodeConfig::default(), 1)?;
-        for (address, length) in OUTSIDE.into_iter().zip(["/32", "/128"]) {
-            control.exec("ip", ["addr", "add", &format!("{address}{length}"), "dev", "lo"])?;
-        }
+        control.ip(&OUTSIDE.map(|address| format!("addr add {address} dev lo")))?;
         let socket = folder.path().join("api.sock");
         let mut api = control.command(helper("node-api")?);
         api.arg("--listen").arg(format!("[::]:{API_PORT}")).arg("--socket").arg(&socket);

@@ -6,7 +6,7 @@
 use std::cell::RefCell;
 use std::ffi::OsStr;
 use std::fs::{self, File};
-use std::io::{BufRead as _, BufReader};
+use std::io::{BufRead as _, BufReader, Write as _};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 
@@ -107,6 +107,23 @@ impl Namespace {
         I: IntoIterator<Item: AsRef<OsStr>>,
     {
         run(self.command(program).args(args)).with_context(|| format!("on {}", self.name))
+    }
+
+    /// Runs several `ip` commands, one a line, in one process; the first that fails ends it.
+    ///
+    /// # Errors
+    /// One failed.
+    pub fn ip(&self, commands: &[String]) -> Result<()> {
+        let mut command = self.command("ip");
+        command.args(["-batch", "-"]).stdin(Stdio::piped()).stdout(Stdio::null()).stderr(Stdio::piped());
+        let mut child = command.spawn().context("start `ip`")?;
+        let text = commands.join("\n") + "\n";
+        // It may end before it has read all: its status and message say why.
+        let _cut = child.stdin.take().context("no stdin")?.write_all(text.as_bytes());
+        let output = child.wait_with_output()?;
+        let said = String::from_utf8_lossy(&output.stderr);
+        ensure!(output.status.success(), "ip on {}: {}: {commands:?}", self.name, said.trim());
+        Ok(())
     }
 
     /// Sets a kernel parameter of its network namespace, such as `net/ipv4/ip_forward`.

@@ -173,13 +173,10 @@ impl Node {
     /// told: `Lab::readdress` does both.
     pub(super) fn readdress(&self, host: u8) -> Result<()> {
         // The old ones first: a second IPv4 address of one subnet would go with the first.
-        for (address, length) in addresses(self.config.families, self.host.replace(host)) {
-            self.exec("ip", ["addr", "del", &format!("{address}/{length}"), "dev", "eth0"])?;
-        }
-        for (address, length) in addresses(self.config.families, host) {
-            self.exec("ip", ["addr", "add", &format!("{address}/{length}"), "dev", "eth0", "nodad"])?;
-        }
-        default_routes(&self.machine, self.config.families)
+        let mut commands = address_commands("del", self.config.families, self.host.replace(host));
+        commands.extend(address_commands("add", self.config.families, host));
+        commands.extend(default_routes(self.config.families));
+        self.machine.ip(&commands)
     }
 
     /// Attaches a pod as a container runtime does: by the conflist in `/etc/cni/net.d`.
@@ -244,28 +241,33 @@ impl Node {
     }
 }
 
-/// Joins a machine to the switch: port NAME there, eth0 here.
+/// Joins a machine to the switch: port NAME there, eth0 here. Host 1 is the others' gateway.
 pub(super) fn plug(machine: &Namespace, switch: &Namespace, config: &NodeConfig, host: u8) -> Result<()> {
-    let (name, pid, mtu) = (machine.name(), machine.pid().to_string(), config.mtu.to_string());
-    let veth = [
-        "link", "add", name, "mtu", &mtu, "type", "veth", "peer", "name", "eth0", "mtu", &mtu, "netns", &pid,
-    ];
-    switch.exec("ip", veth)?;
-    switch.exec("ip", ["link", "set", name, "master", "br0", "up"])?;
-    for (address, length) in addresses(config.families, host) {
-        machine.exec("ip", ["addr", "add", &format!("{address}/{length}"), "dev", "eth0", "nodad"])?;
-    }
+    let (name, pid, mtu) = (machine.name(), machine.pid(), config.mtu);
+    switch.ip(&[
+        format!("link add {name} mtu {mtu} type veth peer name eth0 mtu {mtu} netns {pid}"),
+        format!("link set {name} master br0 up"),
+    ])?;
     // While its link-local address is tentative, a link resolves no neighbour for what it forwards.
     machine.set_sysctl("net/ipv6/conf/eth0/accept_dad", "0")?;
-    machine.exec("ip", ["link", "set", "eth0", "up"])?;
-    if host == 1 { Ok(()) } else { default_routes(machine, config.families) }
+    let mut commands = address_commands("add", config.families, host);
+    commands.push("link set eth0 up".to_owned());
+    if host != 1 {
+        commands.extend(default_routes(config.families));
+    }
+    machine.ip(&commands)
 }
 
-fn default_routes(machine: &Namespace, families: Families) -> Result<()> {
-    for (gateway, _) in addresses(families, 1) {
-        machine.exec("ip", ["route", "replace", "default", "via", &gateway.to_string()])?;
-    }
-    Ok(())
+fn address_commands(verb: &str, families: Families, host: u8) -> Vec<String> {
+    let all = addresses(families, host).into_iter();
+    all.map(|(address, length)| format!("addr {verb} {address}/{length} dev eth0 nodad")).collect()
+}
+
+fn default_routes(families: Families) -> Vec<String> {
+    addresses(families, 1)
+        .into_iter()
+        .map(|(gateway, _)| format!("route replace default via {gateway}"))
+        .collect()
 }
 
 /// The underlay's addresses with their prefix lengths.
