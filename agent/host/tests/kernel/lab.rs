@@ -7,6 +7,7 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
+    fs,
     future::Future,
     net::{Ipv4Addr, Ipv6Addr, SocketAddr},
     path::PathBuf,
@@ -57,9 +58,9 @@ impl Drop for Cleanup {
     }
 }
 
-/// Runs shell lines and gives their output; one that fails is a failure of the test.
+/// Runs shell lines and gives their output; one that fails is a failure of the test. A busybox `sh` has an `ip` of its own.
 pub fn sh(script: &str) -> String {
-    let output = Command::new("sh").args(["-e", "-c", script]).output().unwrap();
+    let output = Command::new("bash").args(["-e", "-c", script]).output().unwrap();
     assert!(output.status.success(), "{script}: {}", String::from_utf8_lossy(&output.stderr));
     String::from_utf8(output.stdout).unwrap()
 }
@@ -101,7 +102,7 @@ pub struct Node {
 
 impl Node {
     pub fn new() -> Self {
-        std::fs::create_dir_all(STATE).unwrap();
+        fs::create_dir_all(STATE).unwrap();
         let key = PrivateKey::generate();
         let desired = desired(key.public_key());
         let mut host = Host::open(config()).unwrap();

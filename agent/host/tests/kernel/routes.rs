@@ -2,6 +2,7 @@
 
 use std::time::Instant;
 
+use nix::sched::{CloneFlags, unshare};
 use wg_overlay_host::{Scope, StepError};
 use wg_overlay_mesh::{DesiredRoute, Step, plan};
 
@@ -19,6 +20,7 @@ pub const TESTS: &[Test] = &[
     ("a_route_left_from_a_device_of_before_is_replaced", leftover),
     ("a_changed_mtu_and_source_replace_the_route", changed),
     ("removing_what_is_gone_succeeds", gone),
+    ("a_host_without_any_route_is_read", empty),
 ];
 
 fn many() {
@@ -171,6 +173,17 @@ fn gone() {
         let failed = node.host.apply_all(&steps).await;
         assert!(failed.is_empty(), "{}", words(&failed));
         node.converge(Scope::NETWORK).await;
+        node.assert_converged().await;
+    });
+}
+
+/// The kernel makes its IPv4 table with the first route, and refuses to read it before.
+fn empty() {
+    unshare(CloneFlags::CLONE_NEWNET).unwrap();
+    run(async {
+        let mut node = Node::new();
+        assert!(node.host.observe(Scope::ALL).await.unwrap().underlay.routes.is_empty());
+        node.converge(Scope::NONE).await;
         node.assert_converged().await;
     });
 }
