@@ -6,11 +6,22 @@ mod node;
 mod publish;
 mod watch;
 
-use std::sync::{Arc, Mutex, PoisonError};
+use std::{
+    sync::{Arc, Mutex, PoisonError},
+    time::Duration,
+};
 
 use anyhow::Context;
-use kube::{Client, Config};
+use hyper_util::{
+    client::legacy::{Client as HttpClient, connect::HttpConnector},
+    rt::TokioExecutor,
+};
+use kube::{
+    Client, Config,
+    client::{ClientBuilder, ConfigExt},
+};
 use tokio::sync::Notify;
+use tower::ServiceBuilder;
 use wg_overlay_mesh::ClusterView;
 
 pub use events::Reporter;
@@ -31,7 +42,26 @@ pub async fn connect(api_server: Option<&str>) -> anyhow::Result<Client> {
     if let Some(url) = api_server {
         config.cluster_url = url.parse().with_context(|| format!("apiServer: {url} is no URL"))?;
     }
-    Client::try_from(config).context("can't set up the connection to the API server")
+    build(config).context("can't set up the connection to the API server")
+}
+
+/// The library's own stack, over connections that notice a peer that is gone: a watch is silent for minutes, and
+/// a node's address may change beneath it.
+fn build(config: Config) -> kube::Result<Client> {
+    let mut tcp = HttpConnector::new();
+    tcp.enforce_http(false);
+    tcp.set_connect_timeout(Some(Duration::from_secs(10)));
+    tcp.set_keepalive(Some(Duration::from_secs(15)));
+    tcp.set_keepalive_interval(Some(Duration::from_secs(5)));
+    tcp.set_keepalive_retries(Some(3));
+    tcp.set_tcp_user_timeout(Some(Duration::from_secs(30)));
+    let https = config.rustls_https_connector_with_connector(tcp)?;
+    let service = ServiceBuilder::new()
+        .layer(config.base_uri_layer())
+        .option_layer(config.auth_layer()?)
+        .map_err(tower::BoxError::from)
+        .service(HttpClient::builder(TokioExecutor::new()).build(https));
+    Ok(ClientBuilder::new(service, config.default_namespace).build())
 }
 
 /// The Nodes as last heard of, shared between the watch and the reconciler.
@@ -43,6 +73,7 @@ struct Inner {
     /// `None` until the first full list is in.
     view: Mutex<Option<ClusterView>>,
     changed: Notify,
+    stale: Notify,
 }
 
 impl Nodes {
@@ -54,6 +85,11 @@ impl Nodes {
     /// Waits until a Node has changed in what matters.
     pub async fn changed(&self) {
         self.0.changed.notified().await;
+    }
+
+    /// Says that connections made so far are of no use: the node's addresses have changed.
+    pub fn reconnect(&self) {
+        self.0.stale.notify_one();
     }
 
     /// Changes the view; the closure says whether anything that matters changed.

@@ -7,17 +7,18 @@ mod inputs;
 mod outputs;
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     time::{Duration, Instant, SystemTime, UNIX_EPOCH},
 };
 
 use futures::FutureExt;
+use ipnet::IpNet;
 use kube::Client;
 use tokio::{
     sync::{mpsc, oneshot},
     time::{Instant as Deadline, MissedTickBehavior, interval, sleep, sleep_until},
 };
-use tracing::{error, info, warn};
+use tracing::{debug, error, info, warn};
 use wg_overlay_host::{Change, Host, Scope};
 use wg_overlay_mesh::{Decision, Local, LocalProblem, Plan, Step, decide, plan};
 
@@ -35,6 +36,9 @@ const DEBOUNCE: Duration = Duration::from_millis(20);
 
 /// The first wait after a failed step; it doubles up to the resync interval.
 const FIRST_RETRY: Duration = Duration::from_millis(500);
+
+/// Longer plans are logged by their number of steps only: five thousand nodes joining are no five thousand lines.
+const STEPS_LOGGED: usize = 64;
 
 /// The reconciler and all it keeps between two rounds.
 pub struct Reconciler {
@@ -60,6 +64,8 @@ struct Last {
     cni: Option<CniStatus>,
     reported: outputs::Reported,
     retry: Option<Duration>,
+    /// The node's own addresses on the underlay.
+    addresses: BTreeSet<IpNet>,
 }
 
 /// What a reconciler is made of.
@@ -166,6 +172,7 @@ impl Reconciler {
         if let Err(error) = self.host.observe(scope).await {
             return Err(self.fail("kernel", vec![chain(&error)]));
         }
+        self.note_own_addresses();
         self.note_addresses_in_use();
         self.tracker.observe(&self.host.observed().peers, Instant::now());
         let resolved = self.resolver.answers();
@@ -204,8 +211,16 @@ impl Reconciler {
         if self.last.state != Some(State::Converged) {
             self.set_state(State::Reconciling);
         }
+        let many = plan.steps.len() > STEPS_LOGGED;
+        if many {
+            info!(steps = plan.steps.len(), "applying a long plan; RUST_LOG=debug shows its steps");
+        }
         for step in &plan.steps {
-            info!(%step, "applying");
+            if many {
+                debug!(%step, "applying")
+            } else {
+                info!(%step, "applying")
+            }
             *self.counters.kernel_changes.entry(counted(step)).or_default() += 1;
         }
         let failed = self.host.apply_all(&plan.steps).await;

@@ -15,7 +15,7 @@ use kube::{
 use tracing::{info, warn};
 use wg_overlay_mesh::{ClusterView, NodeRecord};
 
-use super::{Nodes, SlimNode};
+use super::{Nodes, SlimNode, connect};
 
 /// Nodes asked for at once: at 19 KB each, a page of 50 keeps the peak of memory under 1 MB.
 const PAGE: u32 = 50;
@@ -24,18 +24,33 @@ const PAGE: u32 = 50;
 const REFUSALS: u32 = 2;
 
 /// Follows the Nodes for ever, keeping `nodes` as the API server says.
-pub async fn watch(client: Client, nodes: Nodes) {
+pub async fn watch(api_server: Option<String>, nodes: Nodes) {
     let mut streaming = true;
     loop {
-        match follow(&client, &nodes, streaming).await {
+        let client = match connect(api_server.as_deref()).await {
+            Ok(client) => client,
+            Err(error) => {
+                warn!("{error:#}");
+                tokio::time::sleep(PAUSE).await;
+                continue;
+            }
+        };
+        let ended = tokio::select! {
+            ended = follow(&client, &nodes, streaming) => ended,
+            () = nodes.0.stale.notified() => continue,
+        };
+        match ended {
             Ended::StreamingRefused => {
                 info!("the API server has no streaming lists: plain lists are used");
                 streaming = false;
             }
-            Ended::Closed => tokio::time::sleep(Duration::from_secs(1)).await,
+            Ended::Closed => tokio::time::sleep(PAUSE).await,
         }
     }
 }
+
+/// Before the connection is set up again.
+const PAUSE: Duration = Duration::from_secs(1);
 
 enum Ended {
     StreamingRefused,

@@ -39,7 +39,7 @@ pub async fn run(config: Config) -> anyhow::Result<ExitCode> {
     let resolver = Resolver::default();
     let (ask, asked) = mpsc::channel(16);
     server::serve(&config, ask).await?;
-    tokio::spawn(watch(client.clone(), nodes.clone()));
+    tokio::spawn(watch(config.api_server.clone(), nodes.clone()));
     tokio::spawn({
         let resolver = resolver.clone();
         async move { resolver.run().await }

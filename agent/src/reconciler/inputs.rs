@@ -57,6 +57,17 @@ impl Reconciler {
         }
     }
 
+    /// A connection from an address that is gone hangs for minutes: the watch begins anew.
+    pub(super) fn note_own_addresses(&mut self) {
+        let links = self.host.observed().underlay.links.values();
+        let addresses: BTreeSet<IpNet> = links.flat_map(|link| link.addresses.iter().copied()).collect();
+        if self.last.addresses.difference(&addresses).next().is_some() {
+            info!("an address of this node is gone: connecting to the API server anew");
+            self.nodes.reconnect();
+        }
+        self.last.addresses = addresses;
+    }
+
     /// A bridge address of an earlier PodCIDR stays while a pod has it as its gateway.
     pub(super) fn note_addresses_in_use(&mut self) {
         let bridge = self.host.observed().bridge.as_ref();

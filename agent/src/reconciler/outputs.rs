@@ -6,7 +6,7 @@ use std::{
 };
 
 use tokio::{sync::oneshot, task::spawn_blocking, time::timeout};
-use tracing::{info, warn};
+use tracing::{debug, info, warn};
 use wg_overlay_cni::{Network, Range, store};
 use wg_overlay_host::Scope;
 use wg_overlay_mesh::{DEVICE, DesiredPeer, EndpointSource, ObservedPeer, PublicKey, Reason};
@@ -43,10 +43,11 @@ impl Reconciler {
                 warn!(node, reason = reason.word(), "refused: {reason}");
                 self.send_event(reason.word(), format!("Node {node} is refused: {reason}"));
             } else {
-                info!(node, "takes no part: {reason}");
+                debug!(node, "takes no part: {reason}");
             }
         }
-        for node in self.last.reported.refusals.keys().filter(|node| !current.contains_key(*node)) {
+        let before = self.last.reported.refusals.iter().filter(|(_, reason)| reason.is_fault());
+        for (node, _) in before.filter(|(node, _)| !current.contains_key(*node)) {
             info!(node, "no longer refused");
         }
         self.last.reported.refusals = current;
