@@ -9,15 +9,17 @@ use std::{collections::BTreeMap, net::IpAddr};
 use ipnet::IpNet;
 
 use crate::{
-    ClusterView, ObservedState, PublicKey, Reason, Refusal, overlaps,
+    ClusterView, ObservedState, PublicKey, Reason, Refusal, Resolved, overlaps,
     prefix::host_prefix,
-    reach::{first_of_each_family, sockets},
+    reach::{Reach, first_of_each_family},
     refusal::Claim,
 };
 
 /// What decides between claims.
 pub(crate) struct Evidence<'a> {
     pub(crate) cluster: &'a ClusterView,
+    pub(crate) resolved: &'a Resolved,
+    pub(crate) reach: &'a Reach<'a>,
     pub(crate) observed: &'a ObservedState,
     /// Which Node held a prefix at the last decision.
     pub(crate) holders: &'a BTreeMap<IpNet, String>,
@@ -66,12 +68,13 @@ impl Evidence<'_> {
         }
         let mut settled = Vec::new();
         for (key, claims) in by_key {
-            let holder = if claims.len() > 1 { self.key_holder(&claims) } else { None };
-            let alone = claims.len() == 1;
-            for claim in claims {
+            let holder = self.key_holder(&claims);
+            let contested = claims.len() > 1;
+            for mut claim in claims {
                 let reason = if key == own.key() {
                     Reason::OwnKey
-                } else if alone || holder.as_ref() == Some(&claim.node) {
+                } else if !contested || holder.as_ref() == Some(&claim.node) {
+                    claim.contested = contested;
                     settled.push(claim);
                     continue;
                 } else {
@@ -83,16 +86,18 @@ impl Evidence<'_> {
         settled
     }
 
-    /// Of several claims to one key and one prefix, the kernel tells by the endpoint which it has programmed.
+    /// Of several claims to one key and prefix the one that asks for just what the kernel holds, else the oldest.
     fn key_holder(&self, claims: &[Claim]) -> Option<String> {
-        let programmed = |c: &&Claim| prefixes(c).any(|net| self.is_in_kernel(c, &net));
-        let programmed: Vec<&Claim> = claims.iter().filter(programmed).collect();
-        let reached = programmed.iter().find(|c| {
-            let endpoint = self.observed.peers.get(&c.key()).and_then(|peer| peer.endpoint);
-            let record = self.cluster.get(&c.node);
-            record.zip(endpoint).is_some_and(|(record, endpoint)| sockets(c, record).contains(&endpoint))
-        });
-        reached.or_else(|| programmed.iter().min_by_key(|c| c.age())).map(|c| c.node.clone())
+        let programmed = claims.iter().filter(|c| prefixes(c).any(|net| self.is_in_kernel(c, &net)));
+        programmed.min_by_key(|c| (std::cmp::Reverse(self.likeness(c)), c.age())).map(|c| c.node.clone())
+    }
+
+    /// Whether the claim's prefixes are those that the kernel has at its key, and whether its endpoint is.
+    fn likeness(&self, claim: &Claim) -> (bool, bool) {
+        let Some(peer) = self.observed.peers.get(&claim.key()) else { return (false, false) };
+        let record = self.cluster.get(&claim.node);
+        let endpoint = record.and_then(|r| self.reach.endpoint(claim, r, self.resolved).ok()?);
+        (peer.allowed_ips == prefixes(claim).collect(), peer.endpoint == endpoint.map(|(e, _)| e))
     }
 
     fn holds(&self, claim: &Claim, net: &IpNet) -> bool {

@@ -124,7 +124,7 @@ pub fn decide(
     let reach = Reach { settings: &local.settings, underlay: &observed.underlay };
     let records = claims.iter().filter_map(|c| Some((c, cluster.get(&c.node)?)));
     let guarded = records.flat_map(|(claim, record)| reach.guarded(claim, record)).collect();
-    let evidence = Evidence { cluster, observed, holders: &local.holders };
+    let evidence = Evidence { cluster, resolved, reach: &reach, observed, holders: &local.holders };
     let (believed, conflicts) = settle(&context.own, claims, &evidence);
     refusals.extend(conflicts);
 
@@ -137,7 +137,9 @@ pub fn decide(
         holders: context.own.pod_cidrs.iter().map(|net| (*net, local.node_name.clone())).collect(),
     };
     for claim in believed {
-        decision.holders.extend(claim.pod_cidrs.iter().map(|net| (*net, claim.node.clone())));
+        // a perfect copy may be taken for its original: that is no title for what it claims later
+        let lasting = |net: &IpNet| !claim.contested || local.holders.get(net) == Some(&claim.node);
+        decision.holders.extend(prefixes(&claim).filter(lasting).map(|net| (net, claim.node.clone())));
         let Some(record) = cluster.get(&claim.node) else { continue };
         match reach.endpoint(&claim, record, resolved) {
             Ok(endpoint) => {
@@ -201,7 +203,13 @@ impl<'a> Context<'a> {
             endpoint: None,
             persistent_keepalive: None,
         };
-        let own = Claim { node: local.node_name.clone(), created: record.created, advertisement, pod_cidrs };
+        let own = Claim {
+            node: local.node_name.clone(),
+            created: record.created,
+            advertisement,
+            pod_cidrs,
+            contested: false,
+        };
         Ok(Self { local, underlay: &observed.underlay, own, mtu, ipv6 })
     }
 
@@ -233,7 +241,13 @@ impl<'a> Context<'a> {
         // a family that this node has no part in is never programmed: no conflict in it counts
         pod_cidrs.retain(|net| self.has_family(&net.network()));
         advertisement.overlay_ips.retain(|ip| self.has_family(ip));
-        Ok(Claim { node: name.to_owned(), created: record.created, advertisement, pod_cidrs })
+        Ok(Claim {
+            node: name.to_owned(),
+            created: record.created,
+            advertisement,
+            pod_cidrs,
+            contested: false,
+        })
     }
 
     fn has_family(&self, ip: &IpAddr) -> bool {

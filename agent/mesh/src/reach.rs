@@ -80,7 +80,7 @@ impl Reach<'_> {
 
 /// Where a Node may be reached by what it says itself: of each kind of address the first of a family, as a Node may
 /// name any number.
-pub(crate) fn sockets(claim: &Claim, record: &NodeRecord) -> Vec<SocketAddr> {
+fn sockets(claim: &Claim, record: &NodeRecord) -> Vec<SocketAddr> {
     let port = claim.advertisement.listen_port;
     let ips = first_of_each_family(&record.internal_ips).chain(first_of_each_family(&record.external_ips));
     let annotated = match &claim.advertisement.endpoint {

@@ -160,6 +160,8 @@ pub(crate) struct Claim {
     pub(crate) created: i64,
     pub(crate) advertisement: Advertisement,
     pub(crate) pod_cidrs: Vec<IpNet>,
+    /// Whether another Node claims the same key.
+    pub(crate) contested: bool,
 }
 
 impl Claim {

@@ -1,0 +1,272 @@
+//! A model of the kernel: what each step does to the state, and whether a packet would leave unencrypted.
+
+use std::{
+    collections::BTreeSet,
+    net::{IpAddr, SocketAddr},
+};
+
+use ipnet::IpNet;
+use wg_overlay_mesh::{
+    DesiredState, HostChainState, IPV6_MINIMUM_MTU, Implementation, Link, ObservedBridge, ObservedDevice,
+    ObservedFirewall, ObservedRoute, ObservedState, PeerChange, Plan, Step, plan, ruleset,
+};
+
+/// Carries a step out as the kernel would.
+///
+/// # Errors
+/// What the kernel would answer with an error: the thing is missing, or there already.
+pub fn apply(step: &Step, state: &mut ObservedState) -> Result<(), String> {
+    let needs = |holds: bool, what: &str| if holds { Ok(()) } else { Err(format!("{step}: {what}")) };
+    match step {
+        Step::SetFirewall { ruleset, endpoints } => {
+            state.firewall =
+                Some(ObservedFirewall { ruleset: ruleset.clone(), endpoints: endpoints.clone() });
+        }
+        Step::GuardEndpoints { add, remove } => {
+            let firewall = state.firewall.as_mut().ok_or("no table")?;
+            needs(remove.is_subset(&firewall.endpoints), "no such element")?;
+            firewall.endpoints = &(&firewall.endpoints - remove) | add;
+        }
+        Step::AddUnreachable(net) => needs(state.unreachable.insert(*net), "EEXIST")?,
+        Step::RemoveUnreachable(net) => needs(state.unreachable.remove(net), "ESRCH")?,
+        Step::RemoveFirewall => needs(state.firewall.take().is_some(), "no table")?,
+        Step::AllowInHostChain { chain, .. } => {
+            state.host_chains.insert(chain.clone(), HostChainState::Allowed);
+        }
+        Step::LeaveHostChain(chain) => match state.host_chains.remove(chain) {
+            Some(HostChainState::Unneeded) | None => {}
+            Some(_) => drop(state.host_chains.insert(chain.clone(), HostChainState::Drops)),
+        },
+        Step::CreateLink(link) => create_link(*link, state).then_some(()).ok_or("EEXIST")?,
+        Step::DeleteLink(link) => {
+            needs(link_of(*link, state).is_some(), "ENODEV")?;
+            delete_link(*link, state);
+        }
+        Step::MarkLink(link) => *link_of(*link, state).ok_or("ENODEV")?.marked = true,
+        Step::SetUp(link) => *link_of(*link, state).ok_or("ENODEV")?.up = true,
+        Step::SetMtu(link, mtu) => {
+            let found = link_of(*link, state).ok_or("ENODEV")?;
+            *found.mtu = *mtu;
+            if *mtu < IPV6_MINIMUM_MTU {
+                found.addresses.retain(|a| a.addr().is_ipv4());
+            }
+        }
+        Step::AddAddress(link, net) => {
+            let found = link_of(*link, state).ok_or("ENODEV")?;
+            needs(net.addr().is_ipv4() || *found.mtu >= IPV6_MINIMUM_MTU, "no IPv6 on a link this small")?;
+            needs(found.addresses.insert(*net), "EEXIST")?;
+        }
+        Step::RemoveAddress(link, net) => {
+            let found = link_of(*link, state).ok_or("ENODEV")?;
+            needs(found.addresses.remove(net), "EADDRNOTAVAIL")?;
+            if !is_local(net.addr(), state) {
+                state.routes.retain(|_, route| route.source != Some(net.addr())); // fib_sync_down_addr
+            }
+        }
+        Step::SetBridgeNetfilter => {
+            let bridge = state.bridge.as_mut().ok_or("ENODEV")?;
+            bridge.netfilter = bridge.netfilter.map(|_| true);
+        }
+        Step::SetKey(key) => {
+            state.device.as_mut().ok_or("ENODEV")?.public_key = Some(*key);
+            state.peers.remove(key); // wg_set_device: no peer with the device's own key
+        }
+        Step::SetListenPort(port) => state.device.as_mut().ok_or("ENODEV")?.listen_port = *port,
+        Step::SetPeer(change) => set_peer(change, state)?,
+        Step::RemovePeer(key) => {
+            needs(state.device.is_some(), "ENODEV")?;
+            state.peers.remove(key); // no error where there is none
+        }
+        Step::SetRoute(net, route) => {
+            needs(state.device.as_ref().is_some_and(|d| d.up), "ENETDOWN")?;
+            needs(route.source.is_none_or(|ip| is_local(ip, state)), "EINVAL: the source is not local")?;
+            let route = ObservedRoute { through_device: true, source: route.source, mtu: route.mtu };
+            state.routes.insert(*net, route);
+        }
+        Step::RemoveRoute(net) => needs(state.routes.remove(net).is_some(), "ESRCH")?,
+    }
+    Ok(())
+}
+
+/// Carries all of a plan out.
+pub fn apply_all(plan: &Plan, state: &mut ObservedState) {
+    for step in &plan.steps {
+        apply(step, state).unwrap_or_else(|e| panic!("{e}, in\n{plan}"));
+    }
+}
+
+/// Plans and carries out.
+pub fn converge(desired: &DesiredState, state: &mut ObservedState) {
+    apply_all(&plan(desired, state), state);
+}
+
+/// The states between the steps, the first and the last among them.
+pub fn states(plan: &Plan, start: &ObservedState) -> Vec<ObservedState> {
+    let mut states = vec![start.clone()];
+    for step in &plan.steps {
+        let mut next = states[states.len() - 1].clone();
+        apply(step, &mut next).unwrap_or_else(|e| panic!("{e}, in\n{plan}"));
+        states.push(next);
+    }
+    states
+}
+
+/// Sets a link down, as a person may: its IPv6 addresses and all routes through it are gone.
+pub fn link_down(link: Link, state: &mut ObservedState) {
+    let found = link_of(link, state).unwrap();
+    *found.up = false;
+    found.addresses.retain(|a| a.addr().is_ipv4());
+    if link == Link::Device {
+        state.routes.retain(|_, route| !route.through_device);
+    }
+}
+
+/// Deletes a link with all that goes along.
+pub fn delete_link(link: Link, state: &mut ObservedState) {
+    match link {
+        Link::Device => {
+            state.device = None;
+            state.peers.clear();
+            state.routes.retain(|_, route| !route.through_device);
+        }
+        Link::Bridge => state.bridge = None,
+    }
+}
+
+/// Whose packets are looked at.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Sender {
+    /// A pod: it needs the bridge, and nftables may drop what the routes let out.
+    Pod,
+    /// The node itself: only routes hold it back.
+    Node,
+}
+
+/// Whether a packet to this address of the pod networks would leave by the underlay; `guard` are the rules that
+/// fail closed.
+pub fn leaks(sender: Sender, to: IpAddr, guard: &str, state: &ObservedState) -> bool {
+    let guarded = state.firewall.as_ref().is_some_and(|f| f.ruleset == guard);
+    if sender == Sender::Pod && (guarded || !state.bridge.as_ref().is_some_and(|b| b.up)) {
+        return false;
+    }
+    let tunnel = state.routes.iter().map(|(net, route)| (*net, !route.through_device));
+    let bridge = state.bridge.iter().filter(|b| b.up).flat_map(|b| &b.addresses).map(|a| (a.trunc(), false));
+    let unreachable = state.unreachable.iter().map(|net| (*net, false));
+    // the metric of an unreachable route is the largest: the first of equal length wins
+    let mut best = (None, true);
+    for (net, leaves) in bridge.chain(tunnel).chain(unreachable).filter(|(net, _)| net.contains(&to)) {
+        if best.0.is_none_or(|len| net.prefix_len() > len) {
+            best = (Some(net.prefix_len()), leaves);
+        }
+    }
+    best.1
+}
+
+/// Asserts, without the help of `plan`, that the kernel holds what is desired.
+pub fn assert_holds(state: &ObservedState, desired: &DesiredState, before: &ObservedState) {
+    let device = state.device.as_ref().unwrap();
+    let want = &desired.device;
+    assert!(device.marked && device.up);
+    assert_eq!((device.mtu, device.listen_port), (want.mtu, want.listen_port));
+    assert_eq!((&device.addresses, device.public_key), (&want.addresses, Some(want.public_key)));
+    let bridge = state.bridge.as_ref().unwrap();
+    assert!(bridge.marked && bridge.up && bridge.netfilter != Some(false));
+    assert_eq!(bridge.mtu, desired.bridge.mtu);
+    assert_eq!(bridge.addresses, &desired.bridge.addresses | &before.addresses_in_use);
+    assert_eq!(state.unreachable, desired.unreachable);
+    let firewall = state.firewall.as_ref().unwrap();
+    assert_eq!(firewall.ruleset, ruleset(&desired.firewall));
+    assert_eq!(firewall.endpoints, desired.firewall.endpoints);
+    assert!(state.host_chains.values().all(|s| *s == HostChainState::Allowed));
+    assert!(state.routes.values().all(|r| r.through_device));
+    let routes = state.routes.iter().map(|(net, r)| (*net, r.source, r.mtu)).collect::<Vec<_>>();
+    let wanted = desired.routes.iter().map(|(net, r)| (*net, r.source, r.mtu)).collect::<Vec<_>>();
+    assert_eq!(routes, wanted);
+    assert_eq!(state.peers.keys().collect::<Vec<_>>(), desired.peers.keys().collect::<Vec<_>>());
+    for (key, peer) in &state.peers {
+        let want = &desired.peers[key];
+        assert_eq!((&peer.allowed_ips, peer.keepalive), (&want.allowed_ips, want.keepalive));
+        assert!(!peer.preshared_key);
+        let roamed = before.peers.get(key).filter(|_| before.device.is_some()).and_then(|found| {
+            let fresh = found.handshake_age.is_some_and(|age| age.as_secs() < 180);
+            let advertised = want.endpoint.map(|(e, _)| e);
+            let told = found.written_endpoint.is_none() || found.written_endpoint == advertised;
+            (advertised.is_none() || (fresh && told)).then_some(found.endpoint)
+        });
+        let advertised: Option<SocketAddr> = want.endpoint.map(|(e, _)| e);
+        assert_eq!(peer.endpoint, roamed.unwrap_or(advertised), "endpoint of {}", want.node);
+    }
+}
+
+struct FoundLink<'a> {
+    marked: &'a mut bool,
+    up: &'a mut bool,
+    mtu: &'a mut u32,
+    addresses: &'a mut BTreeSet<IpNet>,
+}
+
+fn link_of(link: Link, state: &mut ObservedState) -> Option<FoundLink<'_>> {
+    match link {
+        Link::Device => state.device.as_mut().map(|d| FoundLink {
+            marked: &mut d.marked,
+            up: &mut d.up,
+            mtu: &mut d.mtu,
+            addresses: &mut d.addresses,
+        }),
+        Link::Bridge => state.bridge.as_mut().map(|b| FoundLink {
+            marked: &mut b.marked,
+            up: &mut b.up,
+            mtu: &mut b.mtu,
+            addresses: &mut b.addresses,
+        }),
+    }
+}
+
+fn create_link(link: Link, state: &mut ObservedState) -> bool {
+    let (marked, up, addresses) = (true, false, BTreeSet::new());
+    match link {
+        Link::Device if state.device.is_none() => {
+            let implementation = Implementation::Kernel;
+            let (mtu, public_key, listen_port) = (1420, None, 0);
+            state.device =
+                Some(ObservedDevice { implementation, marked, up, mtu, addresses, public_key, listen_port });
+        }
+        Link::Bridge if state.bridge.is_none() => {
+            let netfilter = Some(false);
+            state.bridge = Some(ObservedBridge { marked, up, mtu: 1500, addresses, netfilter });
+        }
+        _ => return false,
+    }
+    true
+}
+
+fn set_peer(change: &PeerChange, state: &mut ObservedState) -> Result<(), String> {
+    let key = change.public_key;
+    if state.device.as_ref().ok_or("ENODEV")?.public_key == Some(key) {
+        return Err(format!("{change}: the device's own key"));
+    }
+    if change.add == state.peers.contains_key(&key) {
+        return Err(format!("{change}: add says otherwise than the kernel"));
+    }
+    let nets = change.replace_allowed_ips.as_ref().unwrap_or(&change.add_allowed_ips);
+    for other in state.peers.values_mut() {
+        other.allowed_ips = &other.allowed_ips - nets;
+    }
+    let peer = state.peers.entry(key).or_default();
+    match &change.replace_allowed_ips {
+        Some(all) => peer.allowed_ips.clone_from(all),
+        None => peer.allowed_ips.extend(nets),
+    }
+    if let Some(endpoint) = change.endpoint {
+        (peer.endpoint, peer.written_endpoint) = (Some(endpoint), Some(endpoint));
+    }
+    peer.keepalive = change.keepalive.unwrap_or(peer.keepalive);
+    peer.preshared_key &= !change.clear_preshared_key;
+    Ok(())
+}
+
+fn is_local(ip: IpAddr, state: &ObservedState) -> bool {
+    let device = state.device.iter().flat_map(|d| &d.addresses);
+    let bridge = state.bridge.iter().flat_map(|b| &b.addresses);
+    device.chain(bridge).any(|a| a.addr() == ip)
+}
