@@ -3,10 +3,11 @@
 //! How the text reaches the kernel is the shell's affair. It stands apart because the packets' rules are written here
 //! and nowhere else: a reader of `nft list table inet wg-overlay` finds each of them word by word.
 
-use std::{collections::BTreeSet, net::IpAddr};
+mod family;
 
 use ipnet::IpNet;
 
+use self::family::Family;
 use crate::{BRIDGE, DEVICE, Firewall, TABLE};
 
 /// The table as text for `nft -f`, in one transaction that replaces the one before; the endpoint sets
@@ -158,78 +159,25 @@ fn plaintext(firewall: &Firewall, families: &[Family]) -> [String; 2] {
         r#"ct status dnat accept comment "this node led it to the pod""#.to_owned(),
     ];
     let mut outbound = vec![format!("oifname {} accept", own_links())];
+    let drop_out = "counter name plaintext_out drop";
     for f in families {
         let Family { ip, digit, .. } = f;
         inbound.push(format!(
             "{ip} daddr @cluster{digit} {}counter name plaintext_in drop",
             f.not_direct("saddr")
         ));
-        // Without masquerade, pods may speak to the outside as themselves; to each other only in the tunnel.
-        let to = if firewall.masquerade { String::new() } else { format!("{ip} daddr @cluster{digit} ") };
-        outbound.push(format!(
-            "{ip} saddr @cluster{digit} {to}{}counter name plaintext_out drop",
-            f.not_direct("daddr")
-        ));
+        // To each other pods speak in the tunnel, even where an excepted destination is wider than the pod prefixes.
+        if !firewall.masquerade || !f.direct.is_empty() {
+            outbound.push(format!("{ip} saddr @cluster{digit} {ip} daddr @cluster{digit} {drop_out}"));
+        }
+        if firewall.masquerade {
+            outbound.push(format!("{ip} saddr @cluster{digit} {}{drop_out}", f.not_direct("daddr")));
+        }
     }
     [
         hook("plaintext_inbound", "filter hook prerouting priority dstnat + 10", inbound),
         hook("plaintext_outbound", "filter hook postrouting priority srcnat + 10", outbound),
     ]
-}
-
-/// What the rules of one address family need.
-struct Family {
-    /// `ip` or `ip6`.
-    ip: &'static str,
-    digit: char,
-    /// The type of an address in a set.
-    kind: &'static str,
-    cluster: Vec<IpNet>,
-    /// The destinations that see pod addresses.
-    direct: Vec<IpNet>,
-    overlay: Option<IpAddr>,
-}
-
-impl Family {
-    /// `None` where the cluster has no IPv4 prefix.
-    fn v4(firewall: &Firewall) -> Option<Self> {
-        Self::new(firewall, ("ip", '4', "ipv4_addr"), IpAddr::is_ipv4)
-    }
-
-    /// `None` where the cluster has no IPv6 prefix.
-    fn v6(firewall: &Firewall) -> Option<Self> {
-        Self::new(firewall, ("ip6", '6', "ipv6_addr"), IpAddr::is_ipv6)
-    }
-
-    fn new(
-        firewall: &Firewall,
-        (ip, digit, kind): (&'static str, char, &'static str),
-        is: fn(&IpAddr) -> bool,
-    ) -> Option<Self> {
-        // An interval set refuses overlapping elements.
-        let of_family = |nets: &BTreeSet<IpNet>| {
-            IpNet::aggregate(&nets.iter().filter(|n| is(&n.addr())).copied().collect::<Vec<_>>())
-        };
-        let cluster = of_family(&firewall.cluster);
-        let direct = of_family(&firewall.non_masquerade);
-        let overlay = firewall.overlay_ips.iter().find(|a| is(a)).copied();
-        (!cluster.is_empty()).then_some(Self { ip, digit, kind, cluster, direct, overlay })
-    }
-
-    fn cluster_set(&self) -> String {
-        format!("cluster{}", self.digit)
-    }
-
-    fn direct_set(&self) -> String {
-        format!("non_masquerade{}", self.digit)
-    }
-
-    fn not_direct(&self, field: &str) -> String {
-        if self.direct.is_empty() {
-            return String::new();
-        }
-        format!("{} {field} != @{} ", self.ip, self.direct_set())
-    }
 }
 
 fn own_links() -> String {

@@ -26,7 +26,7 @@ fn v4_only() -> Firewall {
 }
 
 fn non_masquerade() -> Firewall {
-    let non_masquerade = set(&["198.51.100.0/24", "192.168.0.0/16", "2001:db8:1::/48"]);
+    let non_masquerade = set(&["198.51.100.0/24", "10.0.0.0/8", "2001:db8:1::/48"]);
     // The overlay prefix lies partly in the pod prefix, and the port leaves more room above it.
     let cluster = set(&["10.244.0.0/16", "10.244.128.0/17", "172.31.0.0/24", "fd00:244::/56"]);
     Firewall { non_masquerade, cluster, listen_port: 4500, ..dual() }

@@ -72,6 +72,7 @@ fn changes_are_seen() {
         "flush set inet wg-overlay cluster6",
         "add chain inet wg-overlay raw_output { policy drop; }",
         "delete chain inet wg-overlay plaintext_inbound",
+        "add table inet wg-overlay { flags dormant; }",
         "flush ruleset; add table inet wg-overlay",
     ] {
         lab.set_firewall(&endpoints());
