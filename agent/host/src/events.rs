@@ -4,32 +4,19 @@
 //! pods coming and going, a link's counters, an address that is confirmed, and our own requests. WireGuard peers and
 //! legacy iptables raise no events.
 
-use std::{
-    collections::{BTreeMap, BTreeSet},
-    io,
-    net::IpAddr,
-    time::Duration,
-};
+mod links;
 
-use ipnet::IpNet;
+use std::{collections::BTreeSet, io, time::Duration};
+
 use netlink_packet_core::{NetlinkBuffer, NetlinkMessage, NetlinkPayload};
-use netlink_packet_route::{
-    AddressFamily, RouteNetlinkMessage,
-    address::AddressMessage,
-    link::LinkMessage,
-    route::{RouteFlags, RouteMessage, RouteType},
-};
 use netlink_sys::{
     AsyncSocket, AsyncSocketExt, SocketAddr, TokioSocket,
     protocols::{NETLINK_NETFILTER, NETLINK_ROUTE},
 };
 use rustix::io::Errno;
-use wg_overlay_mesh::{BRIDGE, DEVICE, TABLE};
+use wg_overlay_mesh::TABLE;
 
-use crate::{
-    links::{self, FoundLink},
-    routes,
-};
+use self::links::KnownLinks;
 
 /// What has changed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -47,7 +34,7 @@ pub struct Events {
     own_port: u32,
     route: TokioSocket,
     nftables: TokioSocket,
-    links: BTreeMap<u32, FoundLink>,
+    links: KnownLinks,
     pending: BTreeSet<Change>,
 }
 
@@ -55,7 +42,7 @@ impl Events {
     pub(crate) fn open(own_port: u32) -> io::Result<Self> {
         let (route, nftables) =
             (subscribe(NETLINK_ROUTE, ROUTE_GROUPS)?, subscribe(NETLINK_NETFILTER, NFTABLES)?);
-        Ok(Self { own_port, route, nftables, links: links::read()?, pending: BTreeSet::new() })
+        Ok(Self { own_port, route, nftables, links: KnownLinks::read()?, pending: BTreeSet::new() })
     }
 
     /// Waits for the next change. Several of one kind that are there at once are one. May be dropped at any time
@@ -92,7 +79,7 @@ impl Events {
         let lost = Errno::from_io_error(error) == Some(Errno::NOBUFS);
         tracing::debug!(%error, lost, "events of the kernel were missed: everything is read again");
         loop {
-            let again = if lost { links::read().map(|links| self.links = links) } else { self.reopen() };
+            let again = if lost { KnownLinks::read().map(|links| self.links = links) } else { self.reopen() };
             match again {
                 Ok(()) => break,
                 Err(error) => {
@@ -113,71 +100,13 @@ impl Events {
         for message in split(datagram) {
             let own = message.port_number() == self.own_port;
             let matters = match NetlinkMessage::deserialize(message.into_inner()).map(|m| m.payload) {
-                Ok(NetlinkPayload::InnerMessage(message)) => self.follow(&message),
+                Ok(NetlinkPayload::InnerMessage(message)) => self.links.follow(&message),
                 _ => false,
             };
             if matters && !own {
                 self.pending.insert(Change::Network);
             }
         }
-    }
-
-    /// Remembers what a message says and tells whether it matters.
-    fn follow(&mut self, message: &RouteNetlinkMessage) -> bool {
-        match message {
-            RouteNetlinkMessage::NewLink(message) => self.follow_link(message),
-            RouteNetlinkMessage::DelLink(message) => self.forget_link(message),
-            RouteNetlinkMessage::NewAddress(message) => {
-                self.follow_address(message, |addresses, net| addresses.insert(net))
-            }
-            RouteNetlinkMessage::DelAddress(message) => {
-                self.follow_address(message, |addresses, net| addresses.remove(&net))
-            }
-            RouteNetlinkMessage::NewRoute(route) | RouteNetlinkMessage::DelRoute(route) => {
-                self.route_matters(route)
-            }
-            _ => false,
-        }
-    }
-
-    fn follow_link(&mut self, message: &LinkMessage) -> bool {
-        let Some(mut link) = links::found(message).filter(|_| !is_port_message(message)) else {
-            return false;
-        };
-        let before = self.links.remove(&link.index);
-        link.addresses = before.as_ref().map(|link| link.addresses.clone()).unwrap_or_default();
-        let changed = before.as_ref() != Some(&link);
-        let matters = matters(&link) || before.as_ref().is_some_and(matters);
-        self.links.insert(link.index, link);
-        changed && matters
-    }
-
-    fn forget_link(&mut self, message: &LinkMessage) -> bool {
-        if is_port_message(message) {
-            return false;
-        }
-        self.links.remove(&message.header.index).is_some_and(|link| matters(&link))
-    }
-
-    fn follow_address(
-        &mut self,
-        message: &AddressMessage,
-        change: impl FnOnce(&mut BTreeSet<IpNet>, IpNet) -> bool,
-    ) -> bool {
-        let Some(net) = links::address(message) else { return false };
-        let Some(link) = self.links.get_mut(&message.header.index) else { return true };
-        change(&mut link.addresses, net) && matters(link)
-    }
-
-    fn route_matters(&self, message: &RouteMessage) -> bool {
-        let Some(route) = routes::found(message) else { return false };
-        let cloned = message.header.flags.contains(RouteFlags::Cloned);
-        if cloned || is_of_one_link(&route.destination.addr()) {
-            return false;
-        }
-        let link = route.link.and_then(|index| self.links.get(&index));
-        let foreign = route.kind == RouteType::Unicast && link.is_none_or(links::is_underlay);
-        route.is_ours() || foreign
     }
 
     fn read_nftables(&mut self, datagram: &[u8]) {
@@ -230,23 +159,6 @@ fn split(datagram: &[u8]) -> impl Iterator<Item = NetlinkBuffer<&[u8]>> {
         rest = rest.get(length.next_multiple_of(4)..).unwrap_or_default();
         Some(message)
     })
-}
-
-/// The bridge's own messages on its ports; "deleted" means there that a port left.
-fn is_port_message(message: &LinkMessage) -> bool {
-    message.header.interface_family == AddressFamily::Bridge
-}
-
-fn matters(link: &FoundLink) -> bool {
-    link.name == DEVICE || link.name == BRIDGE || links::is_underlay(link)
-}
-
-/// Destinations that each link has, and that lead no packet to another network.
-fn is_of_one_link(ip: &IpAddr) -> bool {
-    match ip {
-        IpAddr::V4(ip) => ip.is_link_local() || ip.is_multicast(),
-        IpAddr::V6(ip) => ip.is_unicast_link_local() || ip.is_multicast(),
-    }
 }
 
 /// The table that an nftables event is about: after 4 bytes of header, attribute 1 in each message but the one that

@@ -17,13 +17,15 @@ mod netlink;
 mod nft;
 mod port;
 mod routes;
+mod scope;
 mod sysctl;
 mod wireguard;
 
 pub use device::{DeviceError, DeviceMode, DeviceProgram};
 pub use error::{HostError, StepError};
 pub use events::{Change, Events};
-pub use host::{Host, HostConfig, Scope};
+pub use host::{Host, HostConfig};
 pub use key::PrivateKey;
 pub use nft::{Nft, NftError, ObservedRules, ProgramError};
+pub use scope::Scope;
 pub use sysctl::Shortcoming;

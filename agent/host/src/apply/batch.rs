@@ -1,0 +1,70 @@
+//! Steps that go together: routes in netlink batches, peers in few messages.
+
+use std::{io, sync::Arc};
+
+use rustix::io::Errno;
+use tokio::task::{JoinError, spawn_blocking};
+use wg_overlay_mesh::Step;
+
+use crate::{Host, StepError, host::lock, netlink::Request, routes, wireguard};
+
+impl Host {
+    pub(super) async fn apply_routes(&self, run: &[Step]) -> Vec<(usize, StepError)> {
+        let mut requests = Vec::with_capacity(run.len());
+        for step in run {
+            requests.extend(match step {
+                Step::AddUnreachable(net) => Some(routes::set_unreachable(net)),
+                Step::RemoveUnreachable(net) => Some(routes::remove_unreachable(net)),
+                Step::RemoveRoute(net) => Some(routes::remove(net)),
+                // Without a device the kernel answers ENODEV to index 0.
+                Step::SetRoute(net, route) => {
+                    let known = self.cache.state.routes.contains_key(net);
+                    Some(routes::set(net, route, self.cache.device_index.unwrap_or(0), known))
+                }
+                _ => None,
+            });
+        }
+        let errors = self.execute(requests).await.into_iter();
+        let errors = errors.filter_map(|(at, error)| run.get(at).map(|step| (at, step, error)));
+        let errors = errors.filter(|(_, step, error)| {
+            let removes = matches!(step, Step::RemoveRoute(_) | Step::RemoveUnreachable(_));
+            !(removes && error.raw_os_error() == Some(Errno::SRCH.raw_os_error()))
+        });
+        errors.map(|(at, step, error)| (at, StepError::refused(step, error))).collect()
+    }
+
+    pub(super) async fn apply_peers(&self, run: &[Step]) -> Vec<(usize, StepError)> {
+        let mut changes = Vec::new();
+        let mut removals = Vec::new();
+        for step in run {
+            match step {
+                Step::SetPeer(change) => changes.push(change.clone()),
+                Step::RemovePeer(key) => removals.push(*key),
+                _ => {}
+            }
+        }
+        let Some(device) = self.implementation() else {
+            let refused = |step| StepError::refused(step, io::Error::from(Errno::NODEV));
+            return run.iter().enumerate().map(|(at, step)| (at, refused(step))).collect();
+        };
+        let work = move || match changes.is_empty() {
+            true => wireguard::remove_peers(device, &removals),
+            false => wireguard::set_peers(device, &changes),
+        };
+        let errors = spawn_blocking(work).await.unwrap_or_else(|error| all(run.len(), &error));
+        let named =
+            errors.into_iter().filter_map(|(at, error)| Some((at, StepError::refused(run.get(at)?, error))));
+        named.collect()
+    }
+
+    pub(super) async fn execute(&self, requests: Vec<Request>) -> Vec<(usize, io::Error)> {
+        let netlink = Arc::clone(&self.netlink);
+        let count = requests.len();
+        let work = spawn_blocking(move || lock(&netlink).execute(&requests));
+        work.await.unwrap_or_else(|error| all(count, &error))
+    }
+}
+
+fn all(count: usize, error: &JoinError) -> Vec<(usize, io::Error)> {
+    (0..count).map(|at| (at, io::Error::other(error.to_string()))).collect()
+}

@@ -1,0 +1,107 @@
+//! A memory of links, by which an event that changes something for us is told from one that does not.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    io,
+    net::IpAddr,
+};
+
+use ipnet::IpNet;
+use netlink_packet_route::{
+    AddressFamily, RouteNetlinkMessage,
+    address::AddressMessage,
+    link::LinkMessage,
+    route::{RouteFlags, RouteMessage, RouteType},
+};
+use wg_overlay_mesh::{BRIDGE, DEVICE};
+
+use crate::{
+    links::{self, FoundLink},
+    routes,
+};
+
+/// The links as the events so far leave them, by index.
+#[derive(Debug)]
+pub(super) struct KnownLinks(BTreeMap<u32, FoundLink>);
+
+impl KnownLinks {
+    /// The links of this moment.
+    pub(super) fn read() -> io::Result<Self> {
+        links::read().map(Self)
+    }
+
+    /// Remembers what a message says and tells whether it matters.
+    pub(super) fn follow(&mut self, message: &RouteNetlinkMessage) -> bool {
+        match message {
+            RouteNetlinkMessage::NewLink(message) => self.follow_link(message),
+            RouteNetlinkMessage::DelLink(message) => self.forget_link(message),
+            RouteNetlinkMessage::NewAddress(message) => {
+                self.follow_address(message, |addresses, net| addresses.insert(net))
+            }
+            RouteNetlinkMessage::DelAddress(message) => {
+                self.follow_address(message, |addresses, net| addresses.remove(&net))
+            }
+            RouteNetlinkMessage::NewRoute(route) | RouteNetlinkMessage::DelRoute(route) => {
+                self.route_matters(route)
+            }
+            _ => false,
+        }
+    }
+
+    fn follow_link(&mut self, message: &LinkMessage) -> bool {
+        let Some(mut link) = links::found(message).filter(|_| !is_port_message(message)) else {
+            return false;
+        };
+        let before = self.0.remove(&link.index);
+        link.addresses = before.as_ref().map(|link| link.addresses.clone()).unwrap_or_default();
+        let changed = before.as_ref() != Some(&link);
+        let matters = matters(&link) || before.as_ref().is_some_and(matters);
+        self.0.insert(link.index, link);
+        changed && matters
+    }
+
+    fn forget_link(&mut self, message: &LinkMessage) -> bool {
+        if is_port_message(message) {
+            return false;
+        }
+        self.0.remove(&message.header.index).is_some_and(|link| matters(&link))
+    }
+
+    fn follow_address(
+        &mut self,
+        message: &AddressMessage,
+        change: impl FnOnce(&mut BTreeSet<IpNet>, IpNet) -> bool,
+    ) -> bool {
+        let Some(net) = links::address(message) else { return false };
+        let Some(link) = self.0.get_mut(&message.header.index) else { return true };
+        change(&mut link.addresses, net) && matters(link)
+    }
+
+    fn route_matters(&self, message: &RouteMessage) -> bool {
+        let Some(route) = routes::found(message) else { return false };
+        let cloned = message.header.flags.contains(RouteFlags::Cloned);
+        if cloned || is_of_one_link(&route.destination.addr()) {
+            return false;
+        }
+        let link = route.link.and_then(|index| self.0.get(&index));
+        let foreign = route.kind == RouteType::Unicast && link.is_none_or(links::is_underlay);
+        route.is_ours() || foreign
+    }
+}
+
+/// The bridge's own messages on its ports; "deleted" means there that a port left.
+fn is_port_message(message: &LinkMessage) -> bool {
+    message.header.interface_family == AddressFamily::Bridge
+}
+
+fn matters(link: &FoundLink) -> bool {
+    link.name == DEVICE || link.name == BRIDGE || links::is_underlay(link)
+}
+
+/// Destinations that each link has, and that lead no packet to another network.
+fn is_of_one_link(ip: &IpAddr) -> bool {
+    match ip {
+        IpAddr::V4(ip) => ip.is_link_local() || ip.is_multicast(),
+        IpAddr::V6(ip) => ip.is_unicast_link_local() || ip.is_multicast(),
+    }
+}
