@@ -1,0 +1,72 @@
+# make demo   shows the main job on one machine, without Kubernetes (root)
+# make test   runs every test, and names what could not run (root)
+# make lint   rustfmt, clippy, cargo-deny
+# make build  target/dist/wg-overlay and target/dist/wg-overlay-cni, static
+.DEFAULT_GOAL := help
+SHELL := bash
+.SHELLFLAGS := -euo pipefail -c
+
+ARCH := $(shell uname -m)
+TRIPLE := $(ARCH)-unknown-linux-musl
+CACHE := $(or $(WG_OVERLAY_CACHE),$(or $(XDG_CACHE_HOME),$(HOME)/.cache)/wg-overlay)
+OUT := $(or $(CARGO_TARGET_DIR),$(CURDIR)/target)
+RELEASE := $(OUT)/$(TRIPLE)/release
+DIST := $(OUT)/dist
+
+export CARGO_BUILD_TARGET := $(TRIPLE)
+export WG_OVERLAY_CACHE := $(CACHE)
+export WG_OVERLAY_BIN_DIR := $(DIST)
+export WG_OVERLAY_E2E_BIN_DIR := $(RELEASE)
+# ring's C parts, for a static target
+export CC_$(subst -,_,$(TRIPLE)) := musl-gcc
+
+.PHONY: help demo test lint build prerequisites units namespaces cni-spec overlay kernel-wg clean
+
+help: ## this list
+	@sed -n 's/^# make /make /p' $(MAKEFILE_LIST)
+
+prerequisites: ## installs the Debian packages that are missing
+	@e2e/prerequisites
+
+build: prerequisites
+	cargo build --release --workspace --bins
+	cargo build --profile plugin --package wg-overlay-cni
+	@mkdir -p $(DIST)
+	@install $(RELEASE)/wg-overlay $(OUT)/$(TRIPLE)/plugin/wg-overlay-cni $(DIST)/
+
+demo: build
+	@$(RELEASE)/demo
+
+test: units namespaces cni-spec overlay kernel-wg
+	@echo "All tiers ran; what could not run is named above as skipped or ignored."
+
+# Laws, golden files, parsers: no privileges.
+units: build
+	cargo test --release --workspace --lib --bins --no-fail-fast
+	cargo test --release --package wg-overlay-mesh --no-fail-fast
+
+# Netlink, nftables, the user-space device, the plugin and the lab itself, in namespaces of their own.
+namespaces: build
+	cargo test --release --no-fail-fast --package wg-overlay-host --package wg-overlay-userspace --package wg-overlay-cni --tests
+	cargo test --release --no-fail-fast --package wg-overlay-e2e --test api --test lab
+
+# The CNI project's own client against the plugin.
+cni-spec: build
+	e2e/cni-spec
+
+# End to end on the user-space device of this host.
+overlay: build
+	cargo test --release --package wg-overlay-e2e --test overlay
+
+# The same suite on kernel WireGuard, in a virtual machine.
+kernel-wg: build
+	e2e/vm/overlay
+
+lint: prerequisites
+	cargo fmt --all --check
+	cargo clippy --release --workspace --all-targets -- -D warnings
+	@e2e/deny
+
+clean: ## removes what builds and tests left
+	cargo clean
+
