@@ -88,7 +88,8 @@ impl Lines {
                 let name = event["object"]["metadata"]["name"].as_str().unwrap_or_default();
                 return Ok(Some((format!("{kind} {name}").trim().to_owned(), event["object"].clone())));
             }
-            let chunk: Option<Result<Bytes, _>> = self.body.next().await;
+            let chunk = tokio::time::timeout(Duration::from_secs(10), self.body.next()).await;
+            let chunk: Option<Result<Bytes, _>> = chunk.map_err(|_| "nothing for 10 s".to_owned())?;
             match chunk {
                 Some(Ok(chunk)) => self.rest.extend_from_slice(&chunk),
                 Some(Err(error)) => return Err(error.to_string()),
