@@ -110,7 +110,7 @@ impl Events {
     }
 
     fn read_nftables(&mut self, datagram: &[u8]) {
-        for message in split(datagram) {
+        for message in split(datagram).filter(|message| message.message_type() & 0xff != NEW_GENERATION) {
             self.pending.extend(match table(message.payload()) {
                 Some(TABLE) => Some(Change::Firewall),
                 // kube-proxy rewrites its own table all the time, and no packet of ours is dropped in it.
@@ -161,8 +161,11 @@ fn split(datagram: &[u8]) -> impl Iterator<Item = NetlinkBuffer<&[u8]>> {
     })
 }
 
-/// The table that an nftables event is about: after 4 bytes of header, attribute 1 in each message but the one that
-/// closes a transaction (include/uapi/linux/netfilter/nf_tables.h).
+/// `NFT_MSG_NEWGEN`, which closes each transaction and names no table (include/uapi/linux/netfilter/nf_tables.h). The
+/// upper byte of a type is the subsystem.
+const NEW_GENERATION: u16 = 15;
+
+/// The table that an nftables event is about: in every other message attribute 1, after 4 bytes of header.
 fn table(payload: &[u8]) -> Option<&str> {
     let mut rest = payload.get(4..)?;
     loop {

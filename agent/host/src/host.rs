@@ -102,6 +102,11 @@ impl Host {
         &self.cache.state
     }
 
+    /// Whether something must be read before the next plan: after a step that failed, or had a side effect.
+    pub fn is_stale(&self) -> bool {
+        self.stale != Scope::NONE
+    }
+
     /// What could not be seen at the last observation, and the cure, for a person.
     pub fn warnings(&self) -> &[String] {
         &self.warnings

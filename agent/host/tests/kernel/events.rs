@@ -145,10 +145,15 @@ fn tables() {
             ),
             ("nft flush ruleset", Change::Firewall),
             ("nft add table ip wg-overlay2", Change::HostChains),
-            ("nft add table ip kube-proxy", Change::HostChains), // the marker's
         ] {
             assert_eq!(first_after(&mut events, change).await, wanted, "{change}");
         }
+        // Heard together are heard in this order: ours, others', and only then what comes later.
+        sh("nft add table ip kube-proxy; nft add chain ip kube-proxy c; nft add table inet wg-overlay");
+        let next = async |events: &mut Events| tokio::time::timeout(PATIENCE, events.next()).await.unwrap();
+        assert_eq!(next(&mut events).await, Change::Firewall);
+        sh("ip addr add 192.0.2.60/24 dev eth0");
+        assert_eq!(next(&mut events).await, Change::Network, "kube-proxy's table is not heard");
     });
 }
 

@@ -21,6 +21,7 @@ pub const TESTS: &[Test] = &[
     ("a_changed_mtu_and_source_replace_the_route", changed),
     ("removing_what_is_gone_succeeds", gone),
     ("a_host_without_any_route_is_read", empty),
+    ("what_failed_is_read_again_before_the_next_plan", reread),
 ];
 
 fn many() {
@@ -183,6 +184,21 @@ fn empty() {
     run(async {
         let mut node = Node::new();
         assert!(node.host.observe(Scope::ALL).await.unwrap().underlay.routes.is_empty());
+        node.converge(Scope::NONE).await;
+        node.assert_converged().await;
+    });
+}
+
+fn reread() {
+    run(async {
+        let mut node = Node::new();
+        node.converge(Scope::ALL).await;
+        assert!(!node.host.is_stale());
+        node.add_peer(7);
+        sh("ip route add 10.128.1.192/26 dev wgo0 proto 87"); // ours by its mark, and not known to us
+        let steps = plan(&node.desired, node.host.observed()).steps;
+        assert_eq!(node.host.apply_all(&steps).await.len(), 1);
+        assert!(node.host.is_stale());
         node.converge(Scope::NONE).await;
         node.assert_converged().await;
     });
