@@ -4,7 +4,8 @@ use wg_overlay_mesh::{HostChain, HostChainState, Step};
 
 use crate::{
     Test,
-    lab::{FAMILIES, Lab, PATIENCE, Receiver, SILENCE, Side, at, firewall},
+    lab::{FAMILIES, Lab, Side, firewall},
+    netns::{PATIENCE, Receiver, SILENCE, at},
 };
 
 pub const TESTS: &[Test] = &[

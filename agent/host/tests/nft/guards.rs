@@ -5,7 +5,8 @@ use wg_overlay_mesh::Firewall;
 
 use crate::{
     Test,
-    lab::{FAMILIES, Lab, Receiver, Side, at, firewall, ip},
+    lab::{FAMILIES, Lab, Side, firewall},
+    netns::{Receiver, at, ip},
     raw::{RST, RawTcp, SYN_ACK},
 };
 
@@ -149,7 +150,7 @@ fn errors_come_in() {
         let pod = lab.pod_a.udp(&at(side.pod_a, 7000));
         pod.connect(at(side.outside, 7999)).unwrap();
         pod.send(b"nobody listens").unwrap();
-        pod.set_read_timeout(Some(crate::lab::PATIENCE)).unwrap();
+        pod.set_read_timeout(Some(crate::netns::PATIENCE)).unwrap();
         let answer = pod.recv(&mut [0; 8]).unwrap_err();
         assert_eq!(answer.kind(), std::io::ErrorKind::ConnectionRefused);
     }

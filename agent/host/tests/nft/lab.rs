@@ -1,5 +1,4 @@
-//! A node between its pods, another node's pod and the outside, as network namespaces without names: the kernel takes
-//! them away with the process.
+//! A node between its pods, another node's pod and the outside.
 //!
 //! ```text
 //!   pod_a 10.244.1.10 ──┐                     ┌── wgo0 (a veth here) ── remote 10.244.2.10, a pod of another node
@@ -9,79 +8,16 @@
 //! In IPv6 the prefixes are fd00:244:0:1::/64, fd00:244:0:2::/64 and 2001:db8::/64, with the same host parts.
 
 use std::{
-    fs::{self, File},
-    io::{ErrorKind, Write},
-    net::{IpAddr, SocketAddr, UdpSocket},
-    os::fd::AsRawFd,
-    panic::resume_unwind,
+    fs,
     path::PathBuf,
-    process::{Command, Stdio},
     sync::atomic::{AtomicU32, Ordering},
-    thread,
     time::{Duration, Instant},
 };
 
-use nix::sched::{CloneFlags, setns, unshare};
 use wg_overlay_host::{Nft, ObservedRules};
 use wg_overlay_mesh::{Firewall, Step, ruleset};
 
-/// How long anything may take that is expected to happen.
-pub const PATIENCE: Duration = Duration::from_secs(5);
-/// How long nothing is waited for, where no counter tells that a packet was dropped.
-pub const SILENCE: Duration = Duration::from_millis(300);
-
-/// A network namespace.
-pub struct Netns(File);
-
-impl Netns {
-    pub fn new() -> Self {
-        let made = thread::spawn(|| {
-            unshare(CloneFlags::CLONE_NEWNET).unwrap();
-            File::open("/proc/thread-self/ns/net").unwrap()
-        });
-        let netns = Self(made.join().unwrap());
-        netns.sh("ip link set lo up");
-        netns
-    }
-
-    /// Runs on a thread inside. Sockets and processes that are made there stay there.
-    pub fn run<T: Send>(&self, inside: impl FnOnce() -> T + Send) -> T {
-        thread::scope(|scope| {
-            let thread = scope.spawn(|| {
-                setns(&self.0, CloneFlags::CLONE_NEWNET).unwrap();
-                inside()
-            });
-            thread.join().unwrap_or_else(|panic| resume_unwind(panic))
-        })
-    }
-
-    /// Runs shell lines and gives their output; one that fails is a failure of the test.
-    pub fn sh(&self, script: &str) -> String {
-        self.run(|| {
-            let mut shell = Command::new("sh");
-            shell.args(["-e"]).stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
-            let mut child = shell.spawn().unwrap();
-            child.stdin.take().unwrap().write_all(script.as_bytes()).unwrap();
-            let output = child.wait_with_output().unwrap();
-            assert!(output.status.success(), "{script}\n{}", String::from_utf8_lossy(&output.stderr));
-            String::from_utf8(output.stdout).unwrap()
-        })
-    }
-
-    pub fn udp(&self, at: &str) -> UdpSocket {
-        self.run(|| UdpSocket::bind(at).unwrap_or_else(|e| panic!("{at}: {e}")))
-    }
-
-    /// Sends one datagram from an address of this namespace; `0` ports are the kernel's choice.
-    pub fn send(&self, from: &str, to: &str) {
-        self.udp(from).send_to(b"probe", to).unwrap();
-    }
-
-    /// A name for `ip link … netns`.
-    fn path(&self) -> String {
-        format!("/proc/{}/fd/{}", std::process::id(), self.0.as_raw_fd())
-    }
-}
+use crate::netns::{Netns, PATIENCE, Receiver, ip};
 
 /// The whole picture.
 pub struct Lab {
@@ -204,31 +140,6 @@ fn state_dir() -> PathBuf {
     folder
 }
 
-/// What packets arrive at.
-pub trait Receiver {
-    /// The next packet's source; `None` where none arrives for so long.
-    fn source(&self, patience: Duration) -> Option<SocketAddr>;
-
-    /// The source of a packet that must arrive.
-    fn expect(&self) -> IpAddr {
-        self.source(PATIENCE).expect("the packet arrives").ip()
-    }
-}
-
-impl Receiver for UdpSocket {
-    fn source(&self, patience: Duration) -> Option<SocketAddr> {
-        self.set_read_timeout(Some(patience)).unwrap();
-        loop {
-            match self.recv_from(&mut [0; 64]) {
-                Ok((_, from)) => return Some(from),
-                Err(e) if e.kind() == ErrorKind::Interrupted => {}
-                Err(e) if matches!(e.kind(), ErrorKind::WouldBlock | ErrorKind::TimedOut) => return None,
-                Err(e) => panic!("{e}"),
-            }
-        }
-    }
-}
-
 /// The addresses of one family.
 pub struct Side {
     pub pod_a: &'static str,
@@ -265,15 +176,6 @@ impl Side {
     pub fn is_v4(&self) -> bool {
         !self.any.contains(':')
     }
-}
-
-/// An address with a port.
-pub fn at(ip: &str, port: u16) -> String {
-    SocketAddr::new(ip.parse().unwrap(), port).to_string()
-}
-
-pub fn ip(text: &str) -> IpAddr {
-    text.parse().unwrap()
 }
 
 /// The firewall of the node in the picture.

@@ -12,6 +12,7 @@ use wg_overlay_host::Nft;
 mod chains;
 mod guards;
 mod lab;
+mod netns;
 mod packets;
 mod raw;
 mod table;

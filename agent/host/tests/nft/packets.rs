@@ -2,7 +2,7 @@
 
 use std::{
     io::Write,
-    net::{TcpListener, TcpStream},
+    net::{IpAddr, TcpListener, TcpStream},
     thread,
 };
 
@@ -11,7 +11,8 @@ use wg_overlay_mesh::Firewall;
 
 use crate::{
     Test,
-    lab::{FAMILIES, Lab, Netns, PATIENCE, Receiver, at, firewall, ip},
+    lab::{FAMILIES, Lab, firewall},
+    netns::{Netns, PATIENCE, Receiver, at, ip},
 };
 
 pub const TESTS: &[Test] = &[
@@ -35,6 +36,7 @@ fn leave_as_node() {
         assert_eq!(from.ip(), ip(side.node));
         outside.send_to(b"answer", from).unwrap();
         assert_eq!(pod.expect(), ip(side.outside));
+        assert_eq!(tcp_source((&lab.pod_a, side.pod_a), (&lab.outside, side.outside)), ip(side.node));
     }
     lab.set_firewall(&Firewall { masquerade: false, ..firewall() });
     for side in &FAMILIES {
@@ -111,7 +113,15 @@ fn node_to_pod() {
             let from = pod.source(PATIENCE).unwrap();
             assert!(from.port() < 51820, "{from}");
         }
+        assert_eq!(tcp_source((&lab.node, side.node), (&lab.remote, side.remote)), ip(side.gateway));
     }
+}
+
+/// The source that a TCP server sees.
+fn tcp_source((client, from): (&Netns, &str), (server, to): (&Netns, &str)) -> IpAddr {
+    let listener = server.run(|| TcpListener::bind(at(to, 8080)).unwrap());
+    let _connected = client.tcp(from, &at(to, 8080));
+    listener.accept().unwrap().1.ip()
 }
 
 fn untracked() {

@@ -18,7 +18,7 @@ use nix::{
     },
 };
 
-use crate::lab::{Netns, Receiver};
+use crate::netns::{Netns, Receiver};
 
 pub const RST: u8 = 0x04;
 pub const SYN_ACK: u8 = 0x12;

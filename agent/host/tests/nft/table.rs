@@ -7,7 +7,8 @@ use wg_overlay_mesh::{Firewall, Link, Step, ruleset};
 
 use crate::{
     Test,
-    lab::{FAMILIES, Lab, Netns, at, firewall},
+    lab::{FAMILIES, Lab, firewall},
+    netns::{Netns, at},
 };
 
 pub const TESTS: &[Test] = &[
