@@ -9,6 +9,9 @@ use std::{fs, io, os::unix::fs::symlink, path::Path};
 pub(crate) struct Disk {
     #[cfg(test)]
     pub(crate) writes_left: std::cell::Cell<Option<usize>>,
+    /// Only one write fails, as on a disk that was full for a moment.
+    #[cfg(test)]
+    pub(crate) recovers: std::cell::Cell<bool>,
 }
 
 impl Disk {
@@ -42,7 +45,10 @@ impl Disk {
     #[cfg(test)]
     fn write(&self) -> io::Result<()> {
         match self.writes_left.get() {
-            Some(0) => Err(io::ErrorKind::StorageFull.into()),
+            Some(0) => {
+                self.writes_left.set(if self.recovers.get() { None } else { Some(0) });
+                Err(io::ErrorKind::StorageFull.into())
+            }
             Some(left) => {
                 self.writes_left.set(Some(left - 1));
                 Ok(())

@@ -151,6 +151,22 @@ proptest! {
 }
 
 #[test]
+fn a_reserve_that_fails_at_one_write_takes_nothing() {
+    for writes in 0.. {
+        let (_folder, store) = store();
+        store.disk.recovers.set(true);
+        store.disk.writes_left.set(Some(writes));
+        let reserved = store.reserve(&holder(1), &two_families());
+        if store.disk.writes_left.get().is_some() {
+            assert!(reserved.is_ok() && writes > 5, "every write has failed once");
+            return;
+        }
+        assert!(matches!(reserved, Err(IpamError::Io { .. })), "{writes}: {reserved:?}");
+        assert_eq!(taken(&store), 0, "write {writes}");
+    }
+}
+
+#[test]
 fn an_address_is_not_reused_until_the_range_has_been_walked() {
     let (_folder, store) = store();
     let ranges = [range("10.0.0.0/28")];
