@@ -17,7 +17,7 @@ use std::{
 use wg_overlay_host::{Nft, ObservedRules};
 use wg_overlay_mesh::{Firewall, Step, ruleset};
 
-use crate::netns::{Netns, PATIENCE, Receiver, ip};
+use crate::netns::{Netns, PATIENCE, Receiver, at, ip};
 
 /// The whole picture.
 pub struct Lab {
@@ -81,7 +81,29 @@ impl Lab {
             ip link set eth0 up
             ip route add 10.244.0.0/16 via 192.0.2.1
             ip route add fd00:244::/56 via 2001:db8::1");
-        Self { node, pod_a, pod_b, remote, outside, state_dir: state_dir() }
+        let lab = Self { node, pod_a, pod_b, remote, outside, state_dir: state_dir() };
+        lab.await_neighbours();
+        lab
+    }
+
+    /// A link that has just come up may lose the first neighbour solicitations, and with them a test's only packet.
+    fn await_neighbours(&self) {
+        for side in &FAMILIES {
+            for (from, address, to, neighbour) in [
+                (&self.pod_a, side.pod_a, &self.node, side.gateway),
+                (&self.pod_b, side.pod_b, &self.node, side.gateway),
+                (&self.pod_a, side.pod_a, &self.pod_b, side.pod_b),
+                (&self.remote, side.remote, &self.node, side.gateway),
+                (&self.outside, side.outside, &self.node, side.node),
+            ] {
+                let receiver = to.udp(&at(neighbour, 9));
+                let start = Instant::now();
+                while receiver.source(Duration::from_millis(100)).is_none() {
+                    assert!(start.elapsed() < 4 * PATIENCE, "{address} doesn't reach {neighbour}");
+                    from.send(&at(address, 0), &at(neighbour, 9));
+                }
+            }
+        }
     }
 
     pub fn nft<T: Send>(&self, inside: impl FnOnce(&Nft) -> T + Send) -> T {

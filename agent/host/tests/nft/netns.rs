@@ -2,13 +2,13 @@
 
 use std::{
     fs::File,
-    io::{ErrorKind, Write},
-    net::{IpAddr, SocketAddr, TcpStream, UdpSocket},
+    io::{self, ErrorKind, Write},
+    net::{IpAddr, SocketAddr, TcpListener, TcpStream, UdpSocket},
     os::fd::AsRawFd,
     panic::resume_unwind,
     process::{Command, Stdio},
     thread,
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use nix::{
@@ -66,7 +66,11 @@ impl Netns {
     }
 
     pub fn udp(&self, at: &str) -> UdpSocket {
-        self.run(|| UdpSocket::bind(at).unwrap_or_else(|e| panic!("{at}: {e}")))
+        self.run(|| bound(at, UdpSocket::bind))
+    }
+
+    pub fn listen(&self, at: &str) -> TcpListener {
+        self.run(|| bound(at, TcpListener::bind))
     }
 
     /// A TCP connection from this source address; a failure of the test where it isn't accepted in time.
@@ -93,6 +97,18 @@ impl Netns {
     /// A name for `ip link … netns`.
     pub fn path(&self) -> String {
         format!("/proc/{}/fd/{}", std::process::id(), self.0.as_raw_fd())
+    }
+}
+
+/// A socket that was closed here lives on for a moment in the processes that another test is just starting.
+fn bound<T>(at: &str, bind: impl Fn(String) -> io::Result<T>) -> T {
+    let start = Instant::now();
+    loop {
+        match bind(at.to_owned()) {
+            Ok(socket) => return socket,
+            Err(e) if e.kind() == ErrorKind::AddrInUse && start.elapsed() < PATIENCE => thread::yield_now(),
+            Err(e) => panic!("{at}: {e}"),
+        }
     }
 }
 

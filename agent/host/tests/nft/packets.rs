@@ -2,7 +2,7 @@
 
 use std::{
     io::Write,
-    net::{IpAddr, TcpListener, TcpStream},
+    net::{IpAddr, TcpStream},
     thread,
 };
 
@@ -119,7 +119,7 @@ fn node_to_pod() {
 
 /// The source that a TCP server sees.
 fn tcp_source((client, from): (&Netns, &str), (server, to): (&Netns, &str)) -> IpAddr {
-    let listener = server.run(|| TcpListener::bind(at(to, 8080)).unwrap());
+    let listener = server.listen(&at(to, 8080));
     let _connected = client.tcp(from, &at(to, 8080));
     listener.accept().unwrap().1.ip()
 }
@@ -186,7 +186,7 @@ fn mss() {
 
 /// The largest segment that client and server may send, from each other's SYN.
 fn segments(client: &Netns, server: &Netns, address: &str) -> (u32, u32) {
-    let listener = server.run(|| TcpListener::bind(at(address, 8080)).unwrap());
+    let listener = server.listen(&at(address, 8080));
     let accepted = thread::spawn(move || listener.accept().unwrap().0);
     let mut stream = client.run(|| TcpStream::connect(at(address, 8080)).unwrap());
     stream.write_all(b"x").unwrap();
