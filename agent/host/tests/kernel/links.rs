@@ -16,6 +16,7 @@ pub const TESTS: &[Test] = &[
     ("a_link_of_our_name_that_is_something_else_is_refused", other_kinds),
     ("a_tun_link_without_a_process_is_refused_and_a_dead_socket_is_not", dead),
     ("a_new_mtu_and_a_changed_prefix_converge", changes),
+    ("a_device_made_anew_between_two_readings_is_read_whole", anew),
     ("a_failed_guard_ends_the_plan", guard),
     ("a_link_that_cannot_be_made_leaves_out_its_own_steps_only", missing),
 ];
@@ -34,14 +35,14 @@ fn create() {
     });
 }
 
-/// Everything of the network that is not ours, in words. What only ages is left out, and what the kernel adds in its
-/// own time: addresses of link scope.
+/// Everything of the network that is not ours, in words. What only ages is left out, and what the kernel changes in its
+/// own time: addresses of link scope, a new link's carrier, the local routes of new addresses.
 fn others() -> String {
     let links = sh(
         "ip -o -d addr show | grep -vE ': (wgo0|wgobr0|wgp)|scope link' | sed -E 's/(valid|preferred)_lft.*//'",
     );
     let routes = sh(
-        "for f in -4 -6; do ip $f route show table all | grep -vE 'wgo0|wgobr0|proto 87|fe80:|ff00:' || true; done",
+        "for f in -4 -6; do ip $f route show table all | grep -vE 'wgo0|wgobr0|proto 87|fe80:|table local' | sed 's/ linkdown//' || true; done",
     );
     links + &routes + &sh("nft list ruleset | sed '/table inet wg-overlay/,/^}/d'")
 }
@@ -173,6 +174,26 @@ fn changes() {
                     && error.is_retryable())
         );
         assert_eq!(failed.len(), 1);
+        node.converge(Scope::NONE).await;
+        node.assert_converged().await;
+    });
+}
+
+fn anew() {
+    run(async {
+        let mut node = Node::new();
+        node.add_peer(1);
+        node.converge(Scope::ALL).await;
+        let mut other = Host::open(config()).unwrap();
+        other.observe(Scope::ALL).await.unwrap();
+        other.apply(&Step::DeleteLink(Link::Device)).await.unwrap();
+        // A user-space device's process ends a moment after its link.
+        while std::os::unix::net::UnixStream::connect("/var/run/wireguard/wgo0.sock").is_ok() {
+            std::thread::yield_now();
+        }
+        other.apply(&Step::CreateLink(Link::Device)).await.unwrap();
+        let read = node.host.observe(Scope::NETWORK).await.unwrap();
+        assert!(read.peers.is_empty() && read.routes.is_empty());
         node.converge(Scope::NONE).await;
         node.assert_converged().await;
     });

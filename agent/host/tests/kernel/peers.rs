@@ -8,7 +8,7 @@ use wg_overlay_mesh::{Implementation, PeerChange, PublicKey, Step, plan};
 
 use crate::{
     Test,
-    lab::{Node, config, net, prefix4, prefix6, run, sh, words},
+    lab::{Node, PATIENCE, config, net, prefix4, prefix6, run, sh, words},
 };
 
 pub const TESTS: &[Test] = &[
@@ -139,7 +139,9 @@ fn port() {
         let holder = std::fs::read_to_string("/proc/self/comm").unwrap();
         assert!(error.to_string().contains("51999") && error.to_string().contains(holder.trim()), "{error}");
         drop(socket);
-        node.host.apply(&Step::SetListenPort(51999)).await.unwrap();
+        // wireguard-go closes its socket of before in its own time.
+        let again = async { while node.host.apply(&Step::SetListenPort(51999)).await.is_err() {} };
+        tokio::time::timeout(PATIENCE, again).await.unwrap();
         node.converge(Scope::WIREGUARD).await;
         node.assert_converged().await;
         if node.host.observed().device.as_ref().unwrap().implementation == Implementation::Kernel {
