@@ -19,6 +19,7 @@ mod packets;
 fn main() -> ExitCode {
     match std::env::var("WGU_ROLE").as_deref() {
         Ok("device") => return device::main(),
+        Ok("burst") => return packets::burst(),
         Ok("noise") => return noise::main(),
         Ok("hold") => return configuration::hold(),
         Ok("control") => return configuration::wireguard_control(),
@@ -43,7 +44,7 @@ fn missing() -> Option<String> {
     if let Err(error) = File::options().read(true).write(true).open("/dev/net/tun") {
         return Some(format!("/dev/net/tun: {error}"));
     }
-    for tool in ["ip", "wg", "nsenter", "ping", "iperf3", "ethtool"] {
+    for tool in ["ip", "wg", "nsenter", "ping", "iperf3", "ethtool", "nft"] {
         if lab::sh(&format!("command -v {tool}")).is_err() {
             return Some(format!("no {tool}"));
         }

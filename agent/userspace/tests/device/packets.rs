@@ -1,5 +1,9 @@
 //! Packets in both families, over both, at every size.
 
+use std::{io::IoSlice, net::UdpSocket, os::fd::AsRawFd, process::ExitCode};
+
+use nix::sys::socket::{ControlMessage, MsgFlags, sendmsg};
+
 use crate::lab::{LINK, Lab, Node, Outcome, Test, eventually, expect};
 
 pub const TESTS: &[Test] = &[
@@ -106,17 +110,57 @@ fn no_checksum_offload() -> Outcome {
 /// UDP_SEGMENT answers EMSGSIZE; packets are cut on the way, so DF must be off.
 fn an_underlay_smaller_than_the_tunnel() -> Outcome {
     let lab = Lab::joined(1300, 1420)?;
-    lab.a.ping("10.9.2.1 -M do -s 1392")?;
-    bulk(&lab, &lab.a, "10.9.2.1", "")?;
-    lab.a.know(&lab.b, "[2001:db8::2]:51820")?;
-    lab.a.ping("10.9.2.1 -M do -s 1392")?;
-    bulk(&lab, &lab.a, "fd09:2::1", "")
+    lab.b.sh("nft 'add table ip df; add chain ip df in { type filter hook prerouting priority -500; }'")?;
+    lab.b.sh("nft 'add rule ip df in udp dport 51820 ip frag-off & 0x4000 != 0 counter drop'")?;
+    for (endpoint, to) in [("192.0.2.2:51820", "10.9.2.1"), ("[2001:db8::2]:51820", "10.9.2.1")] {
+        lab.a.know(&lab.b, endpoint)?;
+        lab.a.ping(&format!("{to} -M do -s 1392"))?;
+        bulk(&lab, &lab.a, to, "")?;
+        // A train for sure: the kernel hands it over in one read.
+        eventually("trains arrive in single packets", || {
+            let before = lab.b.transfer(&lab.a.public_key)?.0;
+            let output = lab.a.this_program("burst", &format!("{to}:9"))?.output();
+            expect(output.is_ok_and(|o| o.status.success()), "a burst", "failure")?;
+            let received = lab.b.transfer(&lab.a.public_key)?.0 - before;
+            expect(received > BURST / 2, "half of the burst", received)
+        })?;
+    }
+    Ok(())
 }
 
-/// Hundreds of segments in 64 KiB, more than one read of the link takes.
+/// Size of each datagram of the burst, with its headers as large as the tunnel's MTU.
+const DATAGRAM: u16 = 1392;
+
+/// Bytes in one burst.
+const BURST: u64 = 40 * DATAGRAM as u64;
+
+/// The role `burst`: forty datagrams in one call (UDP_SEGMENT), which stay together up to the
+/// TUN link.
+pub fn burst() -> ExitCode {
+    let send = || -> Result<(), Box<dyn std::error::Error>> {
+        let socket = UdpSocket::bind("0.0.0.0:0")?;
+        socket.connect(std::env::args().nth(1).unwrap_or_default())?;
+        let bytes = vec![0; usize::try_from(BURST)?];
+        let segments = [ControlMessage::UdpGsoSegments(&DATAGRAM)];
+        let slices = [IoSlice::new(&bytes)];
+        sendmsg::<()>(socket.as_raw_fd(), &slices, &segments, MsgFlags::empty(), None)?;
+        Ok(())
+    };
+    match send() {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("{error}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+/// Hundreds of segments in 64 KiB, more than one read of the link takes: the kernel cuts them.
 fn tcp_with_a_tiny_mss() -> Outcome {
-    let lab = Lab::joined(1500, 1420)?;
-    bulk(&lab, &lab.a, "10.9.2.1", "-M 100 -n 2M")
+    let mut lab = Lab::joined(1500, 1420)?;
+    bulk(&lab, &lab.a, "10.9.2.1", "-M 100 -n 2M")?;
+    let log = lab.a.device()?.log();
+    expect(!log.contains("dropped"), "nothing dropped", log)
 }
 
 fn a_link_that_is_down_comes_back() -> Outcome {
