@@ -122,6 +122,8 @@ fn new_flows() {
         assert_eq!(pod.expect(), ip(side.outside), "what this node leads to the pod arrives");
         pod.send_to(b"answer", client.local_addr().unwrap()).unwrap();
         assert_eq!(client.expect(), ip(side.node), "and is answered");
+        client.send_to(b"question", at(side.gateway, 30000)).unwrap();
+        assert_eq!(pod.expect(), ip(side.outside), "by the overlay address too");
     }
 }
 
