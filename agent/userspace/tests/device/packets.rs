@@ -23,7 +23,7 @@ fn bulk(lab: &Lab, from: &Node, to: &str, options: &str) -> Outcome {
     let mut server = lab.b.command(&format!("exec iperf3 -s -1 -B {to}"));
     let server = server.stdout(std::process::Stdio::null()).spawn();
     let mut server = server.map_err(|error| error.to_string())?;
-    let client = || from.sh(&format!("iperf3 -c {to} -n 20000000 {options}"));
+    let client = || from.sh(&format!("timeout 60 iperf3 -c {to} -n 20000000 {options}"));
     let outcome = eventually("a bulk transfer", client);
     let _ = server.kill();
     let _ = server.wait();
