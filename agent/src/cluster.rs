@@ -25,9 +25,9 @@ use tower::ServiceBuilder;
 use wg_overlay_mesh::ClusterView;
 
 pub use events::Reporter;
-pub use kubeadm::cluster_networks;
+pub use kubeadm::{ClusterNetworks, cluster_networks, learn_networks};
 pub use node::SlimNode;
-pub use publish::{publish, withdraw};
+pub use publish::{Publisher, withdraw};
 pub(crate) use watch::chain;
 pub use watch::{list, watch};
 
@@ -90,6 +90,11 @@ impl Nodes {
     /// Says that connections made so far are of no use: the node's addresses have changed.
     pub fn reconnect(&self) {
         self.0.stale.notify_one();
+    }
+
+    /// Wakes the reconciler as a changed Node does.
+    fn wake(&self) {
+        self.0.changed.notify_one();
     }
 
     /// Changes the view; the closure says whether anything that matters changed.

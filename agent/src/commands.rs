@@ -43,6 +43,11 @@ enum Subcommands {
 }
 
 impl Cli {
+    /// Whether the command wants every core.
+    pub fn computes(&self) -> bool {
+        matches!(self.command, Subcommands::Device(_))
+    }
+
     /// Runs the command and gives its exit status.
     ///
     /// # Errors

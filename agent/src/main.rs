@@ -18,8 +18,13 @@ use clap::Parser;
 
 fn main() -> ExitCode {
     let command = commands::Cli::parse();
-    // one thread: the agent waits, it doesn't compute; blocking calls have threads of their own
-    let runtime = match tokio::runtime::Builder::new_current_thread().enable_all().build() {
+    // The agent waits, it doesn't compute: one thread, and blocking calls have threads of their own. A user-space device
+    // seals and opens packets.
+    let mut builder = match command.computes() {
+        true => tokio::runtime::Builder::new_multi_thread(),
+        false => tokio::runtime::Builder::new_current_thread(),
+    };
+    let runtime = match builder.enable_all().build() {
         Ok(runtime) => runtime,
         Err(error) => {
             eprintln!("wg-overlay: can't start: {error}");

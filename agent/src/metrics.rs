@@ -4,23 +4,33 @@ use std::{collections::BTreeMap, sync::atomic::AtomicU64};
 
 use prometheus_client::{
     encoding::text::encode,
-    metrics::{counter::Counter, family::Family, gauge::Gauge},
+    metrics::{counter::Counter, family::Family, gauge::Gauge, histogram::Histogram},
     registry::Registry,
 };
 
 use crate::status::Status;
 
 /// What is counted from the agent's start.
-#[derive(Debug, Clone, Default, PartialEq)]
+#[derive(Debug, Clone, Default)]
 pub struct Counters {
     /// Reconciles by result: `ok` and `error`.
     pub reconciles: BTreeMap<&'static str, u64>,
-    /// How long the last reconcile took, in seconds.
-    pub last_duration_seconds: f64,
+    /// How long reconciles took, in seconds.
+    pub durations: Durations,
     /// When the last reconcile without an error ended, in seconds since the epoch.
     pub last_success_timestamp_seconds: f64,
     /// Changes of the kernel by object and operation.
     pub kernel_changes: BTreeMap<(&'static str, &'static str), u64>,
+}
+
+/// Durations from a round that finds nothing to do up to one of thousands of peers.
+#[derive(Debug, Clone)]
+pub struct Durations(pub Histogram);
+
+impl Default for Durations {
+    fn default() -> Self {
+        Self(Histogram::new([0.001, 0.005, 0.02, 0.1, 0.5, 2.0, 10.0]))
+    }
 }
 
 /// Up to this many peers have series of their own where `peerMetrics` is auto.
@@ -62,7 +72,7 @@ fn node_metrics(registry: &mut Registry, status: &Status) {
     gauges(registry, "refusals", "Nodes that are not believed, by reason", sums("reason", reasons));
     let problems = i64::try_from(status.problems.len()).unwrap_or(i64::MAX);
     gauges(registry, "problems", "What keeps this node from being converged", [(vec![], problems)]);
-    gauges(registry, "ready", "Whether this node is ready for pods", [(vec![], status.is_ready().into())]);
+    gauges(registry, "ready", "Whether this node is ready for pods", [(vec![], status.ready.into())]);
     let addresses = status.pods.iter().flat_map(|range| {
         let family = if range.cidr.contains(':') { "ipv6" } else { "ipv4" };
         let row = |state: &str, n: u64| {
@@ -86,12 +96,7 @@ fn reconcile_metrics(registry: &mut Registry, counted: &Counters) {
         (vec![("object", (*object).to_owned()), ("operation", (*operation).to_owned())], *n)
     });
     counters(registry, "kernel_changes", "Changes made to the kernel", changes);
-    seconds(
-        registry,
-        "reconcile_duration_seconds",
-        "How long the last reconcile took",
-        counted.last_duration_seconds,
-    );
+    registry.register("reconcile_duration_seconds", "How long reconciles took", counted.durations.0.clone());
     seconds(
         registry,
         "last_reconcile_success_timestamp_seconds",

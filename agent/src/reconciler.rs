@@ -8,6 +8,7 @@ mod outputs;
 
 use std::{
     collections::{BTreeMap, BTreeSet},
+    sync::{Arc, OnceLock},
     time::{Duration, Instant, SystemTime, UNIX_EPOCH},
 };
 
@@ -19,17 +20,20 @@ use tokio::{
     time::{Instant as Deadline, MissedTickBehavior, interval, sleep, sleep_until},
 };
 use tracing::{debug, error, info, warn};
+use wg_overlay_cni::Network;
 use wg_overlay_host::{Change, Host, Scope};
 use wg_overlay_mesh::{Decision, Local, LocalProblem, Plan, Step, decide, plan};
 
 use crate::{
-    cluster::{Nodes, Reporter, chain},
+    cluster::{ClusterNetworks, Nodes, Publisher, Reporter, chain, learn_networks},
     config::Config,
     metrics::Counters,
     resolver::Resolver,
     server::Report,
     status::{CniStatus, PeerTracker, State},
 };
+
+pub use inputs::{gateways_in_use, names};
 
 /// How long to wait for more of the same before acting: a link that goes down takes dozens of routes along.
 const DEBOUNCE: Duration = Duration::from_millis(20);
@@ -43,11 +47,12 @@ const STEPS_LOGGED: usize = 64;
 /// The reconciler and all it keeps between two rounds.
 pub struct Reconciler {
     config: Config,
-    client: Client,
     nodes: Nodes,
     host: Host,
     resolver: Resolver,
-    reporter: std::sync::Arc<Reporter>,
+    reporter: Arc<Reporter>,
+    publisher: Publisher,
+    networks: Arc<OnceLock<ClusterNetworks>>,
     local: Local,
     tracker: PeerTracker,
     counters: Counters,
@@ -66,6 +71,8 @@ struct Last {
     retry: Option<Duration>,
     /// The node's own addresses on the underlay.
     addresses: BTreeSet<IpNet>,
+    /// What the CNI files were written for.
+    installed: Option<Network>,
 }
 
 /// What a reconciler is made of.
@@ -87,15 +94,18 @@ pub struct Parts {
 }
 
 impl Reconciler {
-    /// Puts the parts together. Nothing is read or changed yet.
+    /// Puts the parts together and starts the tasks that wait for the API server. Nothing is changed yet.
     pub fn new(parts: Parts) -> Self {
         let reporter = Reporter::new(parts.client.clone(), &parts.config.node_name);
+        let (client, node) = (parts.client.clone(), parts.config.node_name.clone());
+        let publisher = Publisher::start(client, parts.nodes.clone(), node, parts.config.legacy_annotations);
         let mut last = Last::default();
         last.problems.insert("key", parts.identity_problem.into_iter().collect());
         Self {
-            reporter: std::sync::Arc::new(reporter),
+            reporter: Arc::new(reporter),
+            publisher,
+            networks: learn_networks(parts.client, parts.nodes.clone()),
             config: parts.config,
-            client: parts.client,
             nodes: parts.nodes,
             host: parts.host,
             resolver: parts.resolver,
@@ -122,6 +132,7 @@ impl Reconciler {
         loop {
             let retry_at = self.last.retry.map(|wait| Deadline::now() + wait);
             let mut full = false;
+
             // every arm is safe to cancel: what is not taken now is still there in the next round
             let mut scope = tokio::select! {
                 () = &mut stop => return Ok(()),
@@ -154,6 +165,10 @@ impl Reconciler {
                 "ok"
             }
             Err(Unfinished::Waiting) => "waiting",
+            Err(Unfinished::Again) => {
+                self.last.retry = Some(DEBOUNCE);
+                "ok"
+            }
             Err(Unfinished::Failed) => {
                 let doubled = self.last.retry.map_or(FIRST_RETRY, |wait| wait.saturating_mul(2));
                 self.last.retry = Some(doubled.min(self.config.resync_interval));
@@ -161,14 +176,14 @@ impl Reconciler {
             }
         };
         *self.counters.reconciles.entry(result).or_default() += 1;
-        self.counters.last_duration_seconds = started.elapsed().as_secs_f64();
+        self.counters.durations.0.observe(started.elapsed().as_secs_f64());
     }
 
     async fn reconcile(&mut self, scope: Scope, full: bool) -> Result<(), Unfinished> {
         if full {
             self.collect().await;
-            self.learn_networks().await;
         }
+        self.note_networks();
         if let Err(error) = self.host.observe(scope).await {
             return Err(self.fail("kernel", vec![chain(&error)]));
         }
@@ -186,7 +201,7 @@ impl Reconciler {
         };
         self.clear("node");
         self.local.holders.clone_from(&decision.holders);
-        self.resolver.want(inputs::names(&self.nodes));
+        self.resolver.want(self.nodes.read(|view| view.map(names).unwrap_or_default()));
         let plan = plan(&decision.desired, self.host.observed());
         let failed = self.apply(&plan).await;
         self.last.decision = Some(decision);
@@ -198,10 +213,16 @@ impl Reconciler {
             return Err(self.fail("kernel", failed));
         }
         self.clear("kernel");
-        let installed = self.install_cni().await;
-        let published = self.publish().await;
+        let installed = self.install_cni(full).await;
+        if let Some(decision) = &self.last.decision {
+            self.publisher.want(&decision.advertisement);
+        }
         self.set_state(if self.has_problems() { State::Degraded } else { State::Converged });
-        if installed && published { Ok(()) } else { Err(Unfinished::Failed) }
+        match installed {
+            true if self.host.is_stale() => Err(Unfinished::Again),
+            true => Ok(()),
+            false => Err(Unfinished::Failed),
+        }
     }
 
     async fn apply(&mut self, plan: &Plan) -> Vec<String> {
@@ -275,6 +296,8 @@ impl Reconciler {
 enum Unfinished {
     /// Something has to come first, and will wake the loop.
     Waiting,
+    /// A step took something along that has to be read again: the kernel drops routes with an address.
+    Again,
     /// Something failed and is tried again.
     Failed,
 }

@@ -79,6 +79,13 @@ impl Resolver {
     }
 }
 
+/// Asks once for each name; one without an answer is left out.
+pub async fn resolve(names: BTreeSet<String>) -> Resolved {
+    let answers = stream::iter(names).map(lookup).buffer_unordered(CONCURRENT);
+    let good = answers.filter_map(async |(name, answer)| Some((name, answer.ok()?.into_iter().collect())));
+    good.collect().await
+}
+
 async fn lookup(name: String) -> (String, Result<BTreeSet<IpAddr>, String>) {
     let answer = tokio::time::timeout(PATIENCE, addresses(&name)).await;
     let answer = match answer {

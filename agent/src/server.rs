@@ -121,7 +121,7 @@ async fn healthz(State(shared): App) -> Result<&'static str, (StatusCode, &'stat
 
 async fn readyz(State(shared): App) -> (StatusCode, String) {
     match report(&shared).await {
-        Ok(Report { status, .. }) if status.is_ready() => (StatusCode::OK, "ok\n".into()),
+        Ok(Report { status, .. }) if status.ready => (StatusCode::OK, "ok\n".into()),
         Ok(Report { status, .. }) => {
             let text = format!("{:?}\n{}\n", status.state, status.problems.join("\n"));
             (StatusCode::SERVICE_UNAVAILABLE, text)

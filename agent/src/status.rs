@@ -18,6 +18,8 @@ pub struct Status {
     pub version: String,
     /// How far it is, and why not further.
     pub state: State,
+    /// Whether this node's own device, guards and valid peers are programmed, and pods are attached.
+    pub ready: bool,
     /// What is wrong, a sentence each.
     pub problems: Vec<String>,
     /// The WireGuard device, once it exists.
@@ -140,6 +142,7 @@ impl Status {
             node: node.to_owned(),
             version: env!("CARGO_PKG_VERSION").to_owned(),
             state: State::NotStarted,
+            ready: false,
             problems: Vec::new(),
             device: None,
             pods: Vec::new(),
@@ -148,10 +151,5 @@ impl Status {
             cni: CniStatus { ready: false, chained: Vec::new(), missing: Vec::new() },
             peers: Vec::new(),
         }
-    }
-
-    /// Whether this node's own device, guards and valid peers are programmed: what readiness is.
-    pub fn is_ready(&self) -> bool {
-        self.cni.ready && matches!(self.state, State::Converged | State::Degraded) && self.device.is_some()
     }
 }

@@ -1,11 +1,19 @@
 //! The cluster's networks as kubeadm recorded them.
 
-use std::collections::BTreeSet;
+use std::{
+    collections::BTreeSet,
+    sync::{Arc, OnceLock},
+    time::Duration,
+};
 
 use ipnet::IpNet;
 use k8s_openapi::api::core::v1::ConfigMap;
 use kube::{Api, Client};
 use serde::Deserialize;
+use tokio::time::{sleep, timeout};
+use tracing::warn;
+
+use super::{Nodes, chain};
 
 /// The networks of a cluster.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
@@ -46,6 +54,37 @@ pub async fn cluster_networks(client: &Client) -> Result<Option<ClusterNetworks>
         Err(error) => Err(error),
     }
 }
+
+/// Asks until the cluster has answered with its networks, and wakes the reconciler then. Where there are none to be
+/// found, it goes on asking once a minute: kubeadm may come later.
+pub fn learn_networks(client: Client, nodes: Nodes) -> Arc<OnceLock<ClusterNetworks>> {
+    let learned = Arc::new(OnceLock::new());
+    let answer = learned.clone();
+    tokio::spawn(async move {
+        let mut told = false;
+        loop {
+            match timeout(PATIENCE, cluster_networks(&client)).await {
+                Ok(Ok(Some(networks))) => {
+                    // it is set here only, and once
+                    let _ = answer.set(networks);
+                    return nodes.wake();
+                }
+                Ok(Ok(None)) => {}
+                Ok(Err(error)) if !told => {
+                    told = true;
+                    warn!(error = %chain(&error), "can't read ConfigMap kube-system/kubeadm-config; it is tried again");
+                }
+                Ok(Err(_)) | Err(_) => {}
+            }
+            sleep(INTERVAL).await;
+        }
+    });
+    learned
+}
+
+/// The API server answers a read of one object in milliseconds; after this long it is taken as gone.
+const PATIENCE: Duration = Duration::from_secs(10);
+const INTERVAL: Duration = Duration::from_secs(60);
 
 fn parse(text: &str) -> Option<ClusterNetworks> {
     let configuration: ClusterConfiguration = serde_saphyr::from_str(text).ok()?;

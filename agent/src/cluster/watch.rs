@@ -26,6 +26,7 @@ const REFUSALS: u32 = 2;
 /// Follows the Nodes for ever, keeping `nodes` as the API server says.
 pub async fn watch(api_server: Option<String>, nodes: Nodes) {
     let mut streaming = true;
+    let mut empty = false;
     loop {
         let client = match connect(api_server.as_deref()).await {
             Ok(client) => client,
@@ -39,7 +40,16 @@ pub async fn watch(api_server: Option<String>, nodes: Nodes) {
             ended = follow(&client, &nodes, streaming) => ended,
             () = nodes.0.stale.notified() => continue,
         };
+        if !matches!(ended, Ended::Empty) {
+            empty = false;
+        }
         match ended {
+            Ended::Empty => {
+                if !std::mem::replace(&mut empty, true) {
+                    warn!("the API server lists no Node at all: that is not believed, and asked again");
+                }
+                tokio::time::sleep(PAUSE).await;
+            }
             Ended::StreamingRefused => {
                 info!("the API server has no streaming lists: plain lists are used");
                 streaming = false;
@@ -53,6 +63,9 @@ pub async fn watch(api_server: Option<String>, nodes: Nodes) {
 const PAUSE: Duration = Duration::from_secs(1);
 
 enum Ended {
+    /// The list held no Node, not even this one. Taken as it is, it would leave this node's own heartbeat as the
+    /// only Node known, and every peer would be removed.
+    Empty,
     StreamingRefused,
     Closed,
 }
@@ -69,6 +82,9 @@ async fn follow(client: &Client, nodes: &Nodes, streaming: bool) -> Ended {
             Ok(Some(event)) => {
                 if std::mem::take(&mut failing) {
                     info!("the API server answers again");
+                }
+                if matches!(event, Event::InitDone) && initial.is_empty() {
+                    return Ended::Empty;
                 }
                 take(event, &mut initial, nodes);
             }

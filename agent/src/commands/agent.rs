@@ -1,6 +1,6 @@
 //! `wg-overlay agent`.
 
-use std::{collections::BTreeSet, process::ExitCode};
+use std::{collections::BTreeSet, net::IpAddr, process::ExitCode};
 
 use anyhow::Context;
 use ipnet::IpNet;
@@ -98,17 +98,11 @@ pub(super) fn local(config: &Config, public_key: wg_overlay_mesh::PublicKey) -> 
 fn api_server_addresses(config: &Config) -> BTreeSet<IpNet> {
     let service = std::env::var("KUBERNETES_SERVICE_HOST").ok();
     let configured = config.api_server.as_deref().and_then(|url| {
-        let rest = url.split_once("://").map_or(url, |(_, rest)| rest);
-        let host = rest.split(['/', '?']).next().unwrap_or(rest);
-        let bare = host.rsplit_once(':').map_or(host, |(h, _)| h);
-        Some(bare.trim_matches(['[', ']']).to_owned())
+        let url = url.parse::<axum::http::Uri>().ok()?;
+        Some(url.host()?.trim_matches(['[', ']']).to_owned())
     });
-    [service, configured]
-        .into_iter()
-        .flatten()
-        .filter_map(|ip| ip.parse().ok())
-        .map(|ip: std::net::IpAddr| ip.into())
-        .collect()
+    let ips = [service, configured].into_iter().flatten().filter_map(|ip| ip.parse::<IpAddr>().ok());
+    ips.map(IpNet::from).collect()
 }
 
 fn stopped() -> anyhow::Result<impl Future<Output = ()>> {

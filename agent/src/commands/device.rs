@@ -23,6 +23,12 @@ pub(super) struct DeviceArgs {
 /// Runs until SIGTERM, SIGINT or the link's deletion.
 pub(super) async fn run(args: DeviceArgs) -> anyhow::Result<ExitCode> {
     logging::start();
+    // a device that has lost one of its tasks would carry packets one way only: better gone, and started again
+    let report = std::panic::take_hook();
+    std::panic::set_hook(Box::new(move |panic| {
+        report(panic);
+        std::process::abort();
+    }));
     let mut terminate = signal(SignalKind::terminate())?;
     let mut interrupt = signal(SignalKind::interrupt())?;
     let stopped = async move {

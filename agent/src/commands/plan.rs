@@ -4,7 +4,7 @@ use std::process::ExitCode;
 
 use serde_json::json;
 use wg_overlay_host::Scope;
-use wg_overlay_mesh::{Resolved, decide, plan};
+use wg_overlay_mesh::{decide, plan};
 
 use super::{
     Output,
@@ -13,6 +13,8 @@ use super::{
 use crate::{
     cluster::{cluster_networks, connect, list},
     config::Config,
+    reconciler::{gateways_in_use, names},
+    resolver::resolve,
 };
 
 /// Reads the cluster and the kernel, and prints the difference. Changes nothing: where there is no device and no key
@@ -20,7 +22,9 @@ use crate::{
 pub(super) async fn run(config: Config, output: Output) -> anyhow::Result<ExitCode> {
     let mut host = open_host(&config)?;
     let client = connect(config.api_server.as_deref()).await?;
-    let observed = host.observe(Scope::ALL).await?.clone();
+    host.observe(Scope::ALL).await?;
+    host.set_addresses_in_use(gateways_in_use(&config.state_dir, host.observed()));
+    let observed = host.observed().clone();
     let key = match observed.device.as_ref().and_then(|d| d.public_key) {
         Some(key) => key,
         None => wg_overlay_host::PrivateKey::generate().public_key(),
@@ -30,7 +34,8 @@ pub(super) async fn run(config: Config, output: Output) -> anyhow::Result<ExitCo
         local.settings.cluster_cidrs = cluster_networks(&client).await?.unwrap_or_default().pods;
     }
     let nodes = list(client).await?;
-    let decision = match decide(&local, &nodes, &Resolved::new(), &observed) {
+    let resolved = resolve(names(&nodes)).await;
+    let decision = match decide(&local, &nodes, &resolved, &observed) {
         Ok(decision) => decision,
         Err(problem) => anyhow::bail!("{problem}"),
     };

@@ -30,10 +30,10 @@ fn words(name: &str) -> Vec<String> {
         if c == '.' || (c.is_ascii_uppercase() && previous_lower) {
             words.push(String::new());
         }
-        if c != '.' {
-            if let Some(word) = words.last_mut() {
-                word.push(c.to_ascii_lowercase());
-            }
+        if c != '.'
+            && let Some(word) = words.last_mut()
+        {
+            word.push(c.to_ascii_lowercase());
         }
         previous_lower = c.is_ascii_lowercase();
     }

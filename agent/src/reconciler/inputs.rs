@@ -4,42 +4,29 @@
 use std::{
     collections::{BTreeMap, BTreeSet},
     net::IpAddr,
-    time::Duration,
+    path::Path,
 };
 
 use ipnet::IpNet;
-use tokio::{task::spawn_blocking, time::timeout};
-use tracing::{info, warn};
+use tokio::task::spawn_blocking;
+use tracing::info;
 use wg_overlay_cni::{Collection, collect, holders_outside};
-use wg_overlay_mesh::{Advertisement, EndpointSpec, annotation};
+use wg_overlay_mesh::{Advertisement, ClusterView, EndpointSpec, ObservedState, annotation};
 
 use super::Reconciler;
-use crate::cluster::{Nodes, chain, cluster_networks};
-
-/// The API server answers a read of one object in milliseconds; after this long it is taken as gone.
-const PATIENCE: Duration = Duration::from_secs(5);
+use crate::cluster::chain;
 
 impl Reconciler {
-    /// Asks the cluster for its networks until they are known; what is configured wins.
-    pub(super) async fn learn_networks(&mut self) {
+    /// Takes over the cluster's networks once they are known; configured pod networks win.
+    pub(super) fn note_networks(&mut self) {
+        let Some(networks) = self.networks.get() else { return };
         let settings = &mut self.local.settings;
-        let service = |(_, what): &(IpNet, String)| what == SERVICES;
-        if settings.reserved.iter().any(service) {
-            return;
+        if self.config.pod_cidrs.is_empty() && settings.cluster_cidrs != networks.pods {
+            info!(pods = ?networks.pods, "the cluster's pod networks are kubeadm's");
+            settings.cluster_cidrs.clone_from(&networks.pods);
         }
-        match timeout(PATIENCE, cluster_networks(&self.client)).await {
-            Ok(Ok(Some(networks))) => {
-                if self.config.pod_cidrs.is_empty() {
-                    info!(pods = ?networks.pods, "the cluster's pod networks are kubeadm's");
-                    settings.cluster_cidrs = networks.pods;
-                }
-                settings.reserved.extend(networks.services.into_iter().map(|net| (net, SERVICES.to_owned())));
-            }
-            Ok(Ok(None)) => {}
-            Ok(Err(error)) => {
-                warn!(error = %chain(&error), "can't read ConfigMap kube-system/kubeadm-config")
-            }
-            Err(_) => warn!("ConfigMap kube-system/kubeadm-config: no answer"),
+        if !settings.reserved.iter().any(|(_, what)| what == SERVICES) {
+            settings.reserved.extend(networks.services.iter().map(|net| (*net, SERVICES.to_owned())));
         }
     }
 
@@ -68,13 +55,9 @@ impl Reconciler {
         self.last.addresses = addresses;
     }
 
-    /// A bridge address of an earlier PodCIDR stays while a pod has it as its gateway.
+    /// Tells the host which bridge addresses pods have as their gateway.
     pub(super) fn note_addresses_in_use(&mut self) {
-        let bridge = self.host.observed().bridge.as_ref();
-        let addresses: BTreeSet<IpNet> = bridge.map(|b| b.addresses.clone()).unwrap_or_default();
-        let held = self.pods_outside(&[]);
-        let ips: Vec<IpAddr> = held.into_values().flatten().collect();
-        let used = addresses.into_iter().filter(|net| ips.iter().any(|ip| net.contains(ip))).collect();
+        let used = gateways_in_use(&self.config.state_dir, self.host.observed());
         self.host.set_addresses_in_use(used);
     }
 
@@ -85,20 +68,25 @@ impl Reconciler {
     }
 }
 
+/// The bridge's addresses that pods have as their gateway: one of an earlier PodCIDR stays while a pod does.
+pub fn gateways_in_use(state_dir: &Path, observed: &ObservedState) -> BTreeSet<IpNet> {
+    let held = holders_outside(state_dir, &[]).unwrap_or_default();
+    let ips: Vec<IpAddr> = held.into_iter().flat_map(|r| r.addresses).collect();
+    let addresses = observed.bridge.iter().flat_map(|bridge| bridge.addresses.iter().copied());
+    addresses.filter(|net| ips.iter().any(|ip| net.contains(ip))).collect()
+}
+
 /// What a reserved prefix is called in a refusal.
 const SERVICES: &str = "the cluster's service network";
 
 /// The names that persons wrote as endpoints.
-pub(super) fn names(nodes: &Nodes) -> BTreeSet<String> {
-    nodes.read(|view| {
-        let records = view.into_iter().flat_map(|v| v.values());
-        let annotated = records.filter(|r| r.annotations.contains_key(annotation::ENDPOINT));
-        let specs = annotated.filter_map(|r| Advertisement::parse(&r.annotations).ok()?.endpoint);
-        specs
-            .filter_map(|spec| match spec {
-                EndpointSpec::Name(name, _) => Some(name),
-                EndpointSpec::Address(..) => None,
-            })
-            .collect()
-    })
+pub fn names(view: &ClusterView) -> BTreeSet<String> {
+    let annotated = view.values().filter(|r| r.annotations.contains_key(annotation::ENDPOINT));
+    let specs = annotated.filter_map(|r| Advertisement::parse(&r.annotations).ok()?.endpoint);
+    specs
+        .filter_map(|spec| match spec {
+            EndpointSpec::Name(name, _) => Some(name),
+            EndpointSpec::Address(..) => None,
+        })
+        .collect()
 }

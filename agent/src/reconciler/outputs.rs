@@ -13,7 +13,7 @@ use wg_overlay_mesh::{DEVICE, DesiredPeer, EndpointSource, ObservedPeer, PublicK
 
 use super::Reconciler;
 use crate::{
-    cluster::{chain, publish},
+    cluster::chain,
     cni_install,
     server::Report,
     status::{DeviceStatus, PeerState, PeerStatus, PodRange, State, Status},
@@ -87,11 +87,14 @@ impl Reconciler {
     }
 
     /// Makes the node ready for pods. Returns whether that worked.
-    pub(super) async fn install_cni(&mut self) -> bool {
+    pub(super) async fn install_cni(&mut self, full: bool) -> bool {
         let Some(decision) = &self.last.decision else { return true };
         let network = Network { pod_cidrs: decision.pod_cidrs.clone(), mtu: decision.desired.bridge.mtu };
-        let config = self.config.clone();
-        let installed = spawn_blocking(move || cni_install::install(&config, &network)).await;
+        if !full && self.last.installed.as_ref() == Some(&network) {
+            return true;
+        }
+        let (config, wanted) = (self.config.clone(), network.clone());
+        let installed = spawn_blocking(move || cni_install::install(&config, &wanted)).await;
         let problem = match installed {
             Ok(Ok(status)) => {
                 if self.last.cni.is_none() {
@@ -104,31 +107,19 @@ impl Reconciler {
             Err(error) => Some(error.to_string()),
         };
         let worked = problem.is_none();
+        if worked {
+            self.last.installed = Some(network);
+        }
         self.note("cni", problem.into_iter().collect());
         worked
     }
 
-    /// Publishes what this node says of itself, where its Node says otherwise. Returns whether that worked.
-    pub(super) async fn publish(&mut self) -> bool {
-        let Some(decision) = &self.last.decision else { return true };
-        let name = &self.local.node_name;
-        let Some(record) = self.nodes.read(|view| view.and_then(|v| v.get(name)).cloned()) else {
-            return true;
-        };
-        let legacy = self.config.legacy_annotations;
-        let patch = publish(&self.client, name, &record, &decision.advertisement, legacy);
-        let problem = match timeout(PATIENCE, patch).await {
-            Ok(Ok(true)) => {
-                info!(node = name, "published key, addresses and port");
-                None
-            }
-            Ok(Ok(false)) => None,
-            Ok(Err(error)) => Some(format!("can't publish on Node {name}: {}", chain(&error))),
-            Err(_) => Some(format!("can't publish on Node {name}: the API server does not answer")),
-        };
-        let worked = problem.is_none();
-        self.note("publish", problem.into_iter().collect());
-        worked
+    /// Whether this node's own device, guards and valid peers are programmed, and pods are attached.
+    fn is_ready(&self) -> bool {
+        let broken = ["kernel", "node", "cni"]
+            .iter()
+            .any(|source| self.last.problems.get(source).is_some_and(|p| !p.is_empty()));
+        self.last.cni.is_some() && self.last.decision.is_some() && !broken
     }
 
     /// Answers with the status of this moment.
@@ -145,7 +136,9 @@ impl Reconciler {
     fn status(&self) -> Status {
         let mut status = Status::new(&self.config.node_name, self.config.fail_closed);
         status.state = self.last.state.unwrap_or(State::NotStarted);
-        status.problems = self.last.problems.values().flatten().cloned().collect();
+        status.problems =
+            self.last.problems.values().flatten().cloned().chain(self.publisher.problem()).collect();
+        status.ready = self.is_ready();
         if let Some(cni) = &self.last.cni {
             status.cni = cni.clone();
         }
