@@ -146,7 +146,10 @@ pub fn decide(
                 if let (None, Some(spec)) = (endpoint, &claim.advertisement.endpoint) {
                     decision.unresolved.insert(claim.node.clone(), spec.to_string());
                 }
-                context.add_peer(&claim, endpoint, &mut decision.desired);
+                // while a name has no answer, the kernel may still know the way
+                let found = observed.peers.get(&claim.key()).and_then(|p| p.endpoint);
+                let path = context.path_mtu(&claim, endpoint.map(|(e, _)| e).or(found).map(|e| e.ip()));
+                context.add_peer(&claim, endpoint, path, &mut decision.desired);
             }
             Err(reason) => {
                 decision.refusals.insert(claim.node, Refusal { reason });
@@ -314,10 +317,10 @@ impl<'a> Context<'a> {
         &self,
         claim: &Claim,
         endpoint: Option<(SocketAddr, EndpointSource)>,
+        path: u32,
         desired: &mut DesiredState,
     ) {
         let allowed_ips: BTreeSet<IpNet> = prefixes(claim).collect();
-        let path = self.path_mtu(claim, endpoint.map(|(e, _)| e.ip()));
         for net in &allowed_ips {
             let ip = net.network();
             let source = self.own.advertisement.overlay_ips.iter().find(|o| same_family(o, &ip));
@@ -327,10 +330,11 @@ impl<'a> Context<'a> {
         }
         let keepalive = match (claim.advertisement.persistent_keepalive, self.local.settings.keepalive) {
             (Some(seconds), _) | (None, KeepaliveSetting::Fixed(seconds)) => seconds,
-            (None, KeepaliveSetting::Auto) => match endpoint {
-                Some((_, EndpointSource::Annotated | EndpointSource::External)) => NAT_KEEPALIVE,
-                _ => 0,
-            },
+            (None, KeepaliveSetting::Auto) => {
+                let annotated = claim.advertisement.endpoint.is_some();
+                let external = matches!(endpoint, Some((_, EndpointSource::External)));
+                if annotated || external { NAT_KEEPALIVE } else { 0 }
+            }
         };
         let peer = DesiredPeer { node: claim.node.clone(), endpoint, allowed_ips, keepalive };
         desired.peers.insert(claim.key(), peer);
