@@ -132,8 +132,9 @@ impl Lab {
     }
 
     pub fn call_raw(&self, environment: &[(&str, &str)], stdin: &[u8]) -> Answer {
-        let mut command = self.command(PLUGIN);
-        command.envs(environment.iter().copied());
+        // A call that hangs is a failure, of which the runtime would say nothing.
+        let mut command = self.command("timeout");
+        command.args(["20", PLUGIN]).envs(environment.iter().copied());
         command.stdin(Stdio::piped()).stdout(Stdio::piped());
         let mut child = command.spawn().unwrap();
         // A plugin that ends before it has read everything is no failure of the test.

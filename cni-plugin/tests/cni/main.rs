@@ -3,7 +3,7 @@
 //!     node (network + mount namespace, tmpfs on /run)          pod namespaces under /run/netns
 //!       wgobr0 10.244.1.1/24, fd00:244:0:1::1/64  ──veth──  eth0 10.244.1.2, fd00:244:0:1::2
 //!
-//! Needs root, `ip`, `nsenter` and `unshare`; without them each test is reported as ignored, with the reason in its name.
+//! Needs root, `ip`, `nsenter`, `timeout` and `unshare`; without them each test is reported as ignored, with the reason in its name.
 
 // The lints' exception for tests covers functions with #[test] only.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::indexing_slicing, clippy::panic)]
@@ -47,5 +47,8 @@ fn lacks() -> Option<String> {
     let missing = |program: &&str| {
         Command::new(program).arg("--version").stdout(Stdio::null()).stderr(Stdio::null()).status().is_err()
     };
-    ["ip", "nsenter", "unshare"].iter().find(|p| missing(p)).map(|program| format!("{program} is missing"))
+    ["ip", "nsenter", "timeout", "unshare"]
+        .iter()
+        .find(|p| missing(p))
+        .map(|program| format!("{program} is missing"))
 }
