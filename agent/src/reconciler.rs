@@ -68,11 +68,24 @@ struct Last {
     problems: BTreeMap<&'static str, Vec<String>>,
     cni: Option<CniStatus>,
     reported: outputs::Reported,
-    retry: Option<Duration>,
+    retry: Option<Retry>,
     /// The node's own addresses on the underlay.
     addresses: BTreeSet<IpNet>,
     /// What the CNI files were written for.
     installed: Option<Network>,
+}
+
+/// When to try again, and how long that was to wait.
+#[derive(Clone, Copy)]
+struct Retry {
+    wait: Duration,
+    at: Deadline,
+}
+
+impl Retry {
+    fn after(wait: Duration) -> Self {
+        Self { wait, at: Deadline::now() + wait }
+    }
 }
 
 /// What a reconciler is made of.
@@ -130,7 +143,8 @@ impl Reconciler {
         resync.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let mut stop = std::pin::pin!(stop);
         loop {
-            let retry_at = self.last.retry.map(|wait| Deadline::now() + wait);
+            // a moment, not a wait: who asks for the status must not put it off
+            let retry_at = self.last.retry.map(|retry| retry.at);
             let mut full = false;
 
             // every arm is safe to cancel: what is not taken now is still there in the next round
@@ -166,12 +180,12 @@ impl Reconciler {
             }
             Err(Unfinished::Waiting) => "waiting",
             Err(Unfinished::Again) => {
-                self.last.retry = Some(DEBOUNCE);
+                self.last.retry = Some(Retry::after(DEBOUNCE));
                 "ok"
             }
             Err(Unfinished::Failed) => {
-                let doubled = self.last.retry.map_or(FIRST_RETRY, |wait| wait.saturating_mul(2));
-                self.last.retry = Some(doubled.min(self.config.resync_interval));
+                let doubled = self.last.retry.map_or(FIRST_RETRY, |retry| retry.wait.saturating_mul(2));
+                self.last.retry = Some(Retry::after(doubled.min(self.config.resync_interval)));
                 "error"
             }
         };
