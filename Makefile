@@ -32,7 +32,7 @@ build: prerequisites
 	cargo build --release --workspace --bins
 	cargo build --profile plugin --package wg-overlay-cni
 	@mkdir -p $(DIST)
-	@install $(RELEASE)/wg-overlay $(OUT)/$(TRIPLE)/plugin/wg-overlay-cni $(DIST)/
+	@install --strip $(RELEASE)/wg-overlay $(OUT)/$(TRIPLE)/plugin/wg-overlay-cni $(DIST)/
 
 demo: build
 	@$(RELEASE)/demo
@@ -45,14 +45,14 @@ units: build
 	cargo test --release --workspace --lib --bins --no-fail-fast
 	cargo test --release --package wg-overlay-mesh --no-fail-fast
 
-# Netlink, nftables, the user-space device, the plugin and the lab itself, in namespaces of their own.
+# Netlink, nftables, the user-space device and the lab itself, in namespaces of their own.
 namespaces: build
-	cargo test --release --no-fail-fast --package wg-overlay-host --package wg-overlay-userspace --package wg-overlay-cni --tests
+	cargo test --release --no-fail-fast --package wg-overlay-host --package wg-overlay-userspace --tests
 	cargo test --release --no-fail-fast --package wg-overlay-e2e --test api --test lab
 
-# The CNI project's own client against the plugin.
+# The plugin as a runtime calls it, killed at every system call; and the CNI project's own client, cnitool.
 cni-spec: build
-	e2e/cni-spec
+	cargo test --release --no-fail-fast --package wg-overlay-cni --test cni
 
 # End to end on the user-space device of this host.
 overlay: build
