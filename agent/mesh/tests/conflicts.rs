@@ -58,7 +58,7 @@ fn hostile(victim: u8, created: i64, lies: &[Lie]) -> NodeRecord {
             CidrV6 => record.pod_cidrs[1] = v6(victim).to_string(),
             PartOfCidr => record.pod_cidrs.push(format!("10.244.{victim}.128/25")),
             OverlayIp => set(&mut record, annotation::OVERLAY_IPS, format!("10.244.{victim}.1")),
-            AddressInCidr => record.internal_ips.push(format!("10.244.{victim}.7")),
+            AddressInCidr => record.internal_ips.insert(0, format!("10.244.{victim}.7")),
             InternalIp => record.internal_ips = node(victim).internal_ips,
             Endpoint => set(&mut record, annotation::ENDPOINT, format!("192.0.2.{victim}:51820")),
             EndpointElsewhere => set(&mut record, annotation::ENDPOINT, "203.0.113.66:51820"),
@@ -191,6 +191,28 @@ fn a_doubled_key_stays_with_the_node_that_is_programmed_with_it() {
 }
 
 #[test]
+fn a_perfect_copy_that_is_older_is_told_from_the_node_that_was_there() {
+    let (mut local, mut state, mut nodes) = (local(), fresh(), view(1..=3));
+    turn(&mut local, &nodes, &mut state, false);
+    nodes.insert(HOSTILE.to_owned(), hostile(2, 0, &[Key, CidrV4, CidrV6, InternalIp]));
+    let decision = turn(&mut local, &nodes, &mut state, false);
+    assert_eq!(decision.refusals[HOSTILE].reason, Reason::DuplicateKey { holder: Some(name(2)) });
+    assert_eq!((decision.refusals.len(), &decision.desired.peers[&key(2)].node), (1, &name(2)));
+}
+
+#[test]
+fn an_older_nodes_made_up_address_moves_no_programmed_prefix() {
+    for restart in [false, true] {
+        let (mut local, mut state, mut nodes) = (local(), fresh(), view(1..=3));
+        turn(&mut local, &nodes, &mut state, false);
+        nodes.insert(HOSTILE.to_owned(), hostile(2, 0, &[AddressInCidr]));
+        let decision = turn(&mut local, &nodes, &mut state, restart);
+        assert!(!decision.refusals.contains_key(&name(2)), "{:?}", decision.refusals);
+        assert_eq!(holdings(&decision.desired, 2), due(2));
+    }
+}
+
+#[test]
 fn a_node_that_rotates_its_key_keeps_its_prefixes() {
     for lies in [&[CidrV4][..], &[Key, CidrV4, CidrV6, InternalIp]] {
         let (mut local, mut state, mut nodes) = (local(), fresh(), view(1..=3));
@@ -229,6 +251,25 @@ fn two_hundred_nodes_at_once_are_all_believed_beside_a_liar() {
     let peers = decision.desired.peers.iter().filter(|(k, _)| **k != key(200));
     assert!(peers.eq(&honest.desired.peers));
     assert!(decision.desired.firewall.endpoints.len() <= 2 * 199, "addresses of pods are no endpoints");
+}
+
+#[test]
+fn pods_are_cut_off_from_no_socket_in_the_pod_networks() {
+    let mut nodes = view(1..=3);
+    nodes.insert(HOSTILE.to_owned(), hostile(2, 0, &[AddressInCidr]));
+    let desired = decided(&local(), &nodes, &fresh()).desired;
+    let in_a_pod_network = |e: &&SocketAddr| desired.unreachable.iter().any(|net| net.contains(&e.ip()));
+    assert_eq!(desired.firewall.endpoints.iter().find(in_a_pod_network), None);
+}
+
+#[test]
+fn a_conflict_in_a_family_that_this_node_has_no_part_in_counts_for_nothing() {
+    let mut nodes = view(1..=3);
+    nodes.get_mut(&name(1)).unwrap().pod_cidrs.truncate(1);
+    nodes.insert(HOSTILE.to_owned(), hostile(2, 0, &[CidrV6]));
+    let decision = decided(&local(), &nodes, &fresh());
+    assert!(decision.refusals.is_empty(), "{:?}", decision.refusals);
+    assert_eq!(decision.desired.peers[&key(2)].allowed_ips, BTreeSet::from([v4(2)]));
 }
 
 #[test]

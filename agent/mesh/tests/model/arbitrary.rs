@@ -215,7 +215,8 @@ fn any_bridge() -> impl Strategy<Value = ObservedBridge> {
 /// Peers of which each prefix belongs to one, as in the kernel.
 fn any_peers() -> impl Strategy<Value = BTreeMap<wg_overlay_mesh::PublicKey, ObservedPeer>> {
     let peers = btree_map((1..=12u8).prop_map(key), any_peer(), 0..8);
-    let owners = proptest::collection::vec(option::of(any::<prop::sample::Index>()), prefixes().len());
+    let owners =
+        proptest::collection::vec(option::weighted(0.2, any::<prop::sample::Index>()), prefixes().len());
     (peers, owners).prop_map(|(mut peers, owners)| {
         let keys: Vec<_> = peers.keys().copied().collect();
         for (net, owner) in prefixes().into_iter().zip(owners) {
