@@ -1,6 +1,6 @@
 //! `wg-overlay cleanup`.
 
-use std::{io, process::ExitCode, time::Duration};
+use std::{fs, io, path::Path, process::ExitCode, time::Duration};
 
 use anyhow::{Context, bail};
 use clap::Args;
@@ -53,12 +53,13 @@ pub(super) async fn run(args: CleanupArgs) -> anyhow::Result<ExitCode> {
         complete = false;
         eprintln!("wg-overlay: {:#}", anyhow::Error::from(error));
     }
-    match std::fs::remove_dir_all(&config.state_dir) {
-        Err(error) if error.kind() != io::ErrorKind::NotFound => {
-            complete = false;
-            eprintln!("wg-overlay: can't remove {}: {error}", config.state_dir.display());
+    complete &= removed(&config.state_dir, fs::remove_dir_all(&config.state_dir));
+    if let Some(file) = &config.key_file {
+        complete &= removed(file, fs::remove_file(file));
+        if let Some(folder) = file.parent().filter(|folder| folder.ends_with("wg-overlay")) {
+            // it stays where somebody keeps something else in it
+            let _kept = fs::remove_dir(folder);
         }
-        _ => println!("removed {}", config.state_dir.display()),
     }
     if let Err(error) = withdraw_annotations(&config).await {
         complete = false;
@@ -69,6 +70,20 @@ pub(super) async fn run(args: CleanupArgs) -> anyhow::Result<ExitCode> {
         );
     }
     Ok(if complete { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
+
+/// Says what became of a file or folder; what was not there is removed.
+fn removed(path: &Path, outcome: io::Result<()>) -> bool {
+    match outcome {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => {
+            eprintln!("wg-overlay: can't remove {}: {error}", path.display());
+            false
+        }
+        _ => {
+            println!("removed {}", path.display());
+            true
+        }
+    }
 }
 
 /// Deletes the pods' links and frees their addresses: with nothing kept, all have lost their pod.
