@@ -3,7 +3,7 @@
 //! Each step says what it does and what it found; the first that fails ends the demo with its reason and status 1.
 
 use std::{
-    process::ExitCode,
+    process::{Command, ExitCode, Stdio},
     time::{Duration, Instant},
 };
 
@@ -93,27 +93,22 @@ fn matrix(lab: &Lab, pods: &[Pod]) -> Result<()> {
     for to in pods {
         for ip in to.ips().iter().map(ToString::to_string) {
             for (node, from) in lab.nodes().iter().zip(pods).filter(|(_, from)| from.ips() != to.ips()) {
-                let ping = eventually(PATIENCE, &format!("{from} reaches {ip}"), || {
-                    round_trip(from.command("ping"), &ip)
-                })?;
-                let speed = throughput(to, &ip, || from.command("iperf3"))?;
-                println!(
-                    "   {:10} {:10} {ip:26} {ping:>6} ms {speed:>5} Mbit/s",
-                    from.to_string(),
-                    to.to_string()
-                );
-                let direct = |program: &str| node.namespace().command(program);
-                let ping = eventually(PATIENCE, &format!("{} reaches {ip}", node.name()), || {
-                    round_trip(direct("ping"), &ip)
-                })?;
-                println!("   {:10} {:10} {ip:26} {ping:>6} ms", node.name(), to.to_string());
+                row(&from.to_string(), to, &ip, &|program| from.command(program))?;
+                row(node.name(), to, &ip, &|program| node.namespace().command(program))?;
             }
         }
     }
     Ok(())
 }
 
-fn round_trip(mut command: std::process::Command, ip: &str) -> Result<String> {
+fn row(from: &str, to: &Pod, ip: &str, command: &dyn Fn(&str) -> Command) -> Result<()> {
+    let ping = eventually(PATIENCE, &format!("{from} reaches {ip}"), || round_trip(command("ping"), ip))?;
+    let speed = throughput(to, ip, || command("iperf3"))?;
+    println!("   {from:10} {:10} {ip:26} {ping:>6} ms {speed:>5} Mbit/s", to.to_string());
+    Ok(())
+}
+
+fn round_trip(mut command: Command, ip: &str) -> Result<String> {
     let output = command.args(["-n", "-c3", "-i0.05", "-W2", "-q", ip]).output()?;
     let text = String::from_utf8_lossy(&output.stdout).into_owned();
     ensure!(output.status.success(), "no answer: {text}");
@@ -122,14 +117,13 @@ fn round_trip(mut command: std::process::Command, ip: &str) -> Result<String> {
     average.map(str::to_owned).with_context(|| format!("ping printed {text}"))
 }
 
-fn throughput(to: &Pod, ip: &str, from: impl Fn() -> std::process::Command) -> Result<u64> {
-    let mut server =
-        to.command("iperf3").args(["-s", "-1", "-B", ip]).stdout(std::process::Stdio::null()).spawn()?;
+fn throughput(to: &Pod, ip: &str, from: impl Fn() -> Command) -> Result<u64> {
+    let mut server = to.command("iperf3").args(["-s", "-1", "-B", ip]).stdout(Stdio::null()).spawn()?;
     let measured = eventually(PATIENCE, &format!("iperf3 connects to {ip}"), || {
         let output = from().args(["-c", ip, "-t1", "-J"]).output()?;
         let report: Value = serde_json::from_slice(&output.stdout)?;
         let bits = report.pointer("/end/sum_received/bits_per_second").and_then(Value::as_f64);
-        bits.with_context(|| format!("iperf3: {}", report["error"]))
+        bits.with_context(|| format!("iperf3: {:?}", report.get("error")))
     });
     let _ended = server.kill();
     server.wait()?;
@@ -190,13 +184,14 @@ fn await_peers(node: &Node, peers: usize) -> Result<()> {
         let output = status(node, &["--output", "json"])?;
         let status: Value =
             serde_json::from_str(&output).with_context(|| format!("status printed {output}"))?;
+        let found = status.get("peers").and_then(Value::as_array).map(Vec::as_slice).unwrap_or_default();
         let programmed =
-            status["peers"].as_array().into_iter().flatten().filter(|p| !p["publicKey"].is_null()).count();
-        let ready = status["cni"]["ready"] == true;
+            found.iter().filter(|p| p.get("publicKey").is_some_and(|key| !key.is_null())).count();
+        let ready = status.get("ready").and_then(Value::as_bool) == Some(true);
         ensure!(
             programmed == peers && ready,
-            "{programmed} peers, ready {ready}, problems {}",
-            status["problems"]
+            "{programmed} peers, ready {ready}: {:?}",
+            status.get("problems")
         );
         Ok(())
     })
