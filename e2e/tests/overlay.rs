@@ -2,6 +2,8 @@
 //!
 //! The same executable runs here on the user-space device and in a virtual machine on the kernel's.
 
+#![allow(clippy::indexing_slicing, reason = "JSON's index gives null for what is missing")]
+
 use std::process::ExitCode;
 
 use wg_overlay_e2e::suite::run;
@@ -10,8 +12,19 @@ use wg_overlay_e2e::suite::run;
 mod cluster;
 #[path = "overlay/connectivity.rs"]
 mod connectivity;
+#[path = "overlay/endpoints.rs"]
+mod endpoints;
+#[path = "overlay/faults.rs"]
+mod faults;
+#[path = "overlay/look.rs"]
+mod look;
+#[path = "overlay/nodes.rs"]
+mod nodes;
+#[path = "overlay/refusals.rs"]
+mod refusals;
 
 fn main() -> ExitCode {
     let tier = std::env::var("WG_OVERLAY_TIER").unwrap_or_else(|_| "overlay".to_owned());
-    run(&tier, connectivity::cases())
+    let cases = [connectivity::cases(), nodes::cases(), refusals::cases(), endpoints::cases(), faults::cases()];
+    run(&tier, cases.into_iter().flatten().collect())
 }

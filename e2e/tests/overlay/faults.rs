@@ -1,0 +1,15 @@
+//! What goes wrong around an agent: the API server, the configuration, a port that another holds. And what its
+//! commands say, which must never be the key.
+
+#[path = "faults/api.rs"]
+mod api;
+#[path = "faults/commands.rs"]
+mod commands;
+#[path = "faults/port.rs"]
+mod port;
+
+use wg_overlay_e2e::suite::Case;
+
+pub fn cases() -> Vec<Case> {
+    [api::cases(), commands::cases(), port::cases()].into_iter().flatten().collect()
+}

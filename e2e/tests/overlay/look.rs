@@ -1,0 +1,164 @@
+//! What a person sees of a node: `wg`, routes, metrics, probes, the log. And Nodes that only the API knows.
+
+use anyhow::{Context as _, Result, ensure};
+use base64::Engine as _;
+use base64::prelude::BASE64_STANDARD;
+use serde_json::{Value, json};
+use wg_overlay_e2e::lab::{Lab, Node, Pod, Prober, eventually, product};
+
+use crate::cluster::{PATIENCE, status};
+
+pub const KEY: &str = "wg-overlay.io/public-key";
+pub const OVERLAY_IPS: &str = "wg-overlay.io/overlay-ips";
+pub const ENDPOINT: &str = "wg-overlay.io/endpoint";
+
+/// What `wg-overlay ARGS` said and how it ended, whatever the status.
+pub struct Said {
+    pub code: Option<i32>,
+    pub out: String,
+    pub err: String,
+}
+
+pub fn wg_overlay(node: &Node, args: &[&str]) -> Result<Said> {
+    let mut command = node.namespace().command(product("wg-overlay")?);
+    let output = command.args(args).env("KUBECONFIG", "/etc/wg-overlay/kubeconfig").output()?;
+    let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
+    Ok(Said { code: output.status.code(), out: text(&output.stdout), err: text(&output.stderr) })
+}
+
+/// `wg-overlay plan` with the node's configuration.
+pub fn plan(node: &Node) -> Result<String> {
+    node.wg_overlay(&["plan", "--config", "/etc/wg-overlay/config.yaml"])
+}
+
+/// What `wg` shows of one peer.
+#[derive(Debug)]
+pub struct WgPeer {
+    pub endpoint: String,
+    pub allowed_ips: Vec<String>,
+    pub keepalive: String,
+}
+
+/// The peer with this key, if `wg` shows it (wg(8), `dump`: key, preshared key, endpoint, allowed IPs, handshake,
+/// received, sent, keepalive).
+pub fn wg_peer(node: &Node, key: &str) -> Result<Option<WgPeer>> {
+    let dump = node.exec("wg", ["show", "wgo0", "dump"])?;
+    let mut lines = dump.lines().skip(1).map(|line| line.split('\t').collect::<Vec<_>>());
+    let Some(line) = lines.find(|fields| fields.first() == Some(&key)) else { return Ok(None) };
+    let field = |at: usize| line.get(at).map(|text| (*text).to_owned()).context("a short line of wg");
+    let allowed_ips = field(3)?.split(',').map(str::to_owned).collect();
+    Ok(Some(WgPeer { endpoint: field(2)?, allowed_ips, keepalive: field(7)? }))
+}
+
+/// How many peers `wg` shows.
+pub fn wg_peers(node: &Node) -> Result<usize> {
+    Ok(node.exec("wg", ["show", "wgo0", "peers"])?.lines().count())
+}
+
+/// The key that a Node publishes.
+pub fn key_of(lab: &Lab, node: &str) -> Result<String> {
+    lab.api().annotation(node, KEY)?.with_context(|| format!("Node {node} has no key"))
+}
+
+/// Waits until a node's peer is as the check wants it.
+pub fn await_peer(on: &Node, key: &str, what: &str, check: impl Fn(&WgPeer) -> bool) -> Result<()> {
+    eventually(PATIENCE, &format!("{}: {what}", on.name()), || {
+        let peer = wg_peer(on, key)?.context("wg shows no such peer")?;
+        ensure!(check(&peer), "{peer:?}");
+        Ok(())
+    })
+}
+
+/// Our routes of both families.
+pub fn routes(node: &Node) -> Result<String> {
+    Ok(node.exec("ip", ["route", "show", "proto", "87"])?
+        + &node.exec("ip", ["-6", "route", "show", "proto", "87"])?)
+}
+
+/// The body of a GET on the node itself.
+pub fn http(node: &Node, port: u16, path: &str) -> Result<String> {
+    let script =
+        format!("exec 3<>/dev/tcp/127.0.0.1/{port}; printf 'GET {path} HTTP/1.0\\r\\n\\r\\n' >&3; cat <&3");
+    let answer = node.exec("bash", ["-c", &script])?;
+    Ok(answer.split_once("\r\n\r\n").with_context(|| format!("{path}: {answer}"))?.1.to_owned())
+}
+
+/// Whether the node's agent is ready.
+pub fn ensure_ready(node: &Node) -> Result<()> {
+    let answer = http(node, 9821, "/readyz")?;
+    ensure!(answer == "ok\n", "{} is not ready: {answer}", node.name());
+    Ok(())
+}
+
+/// The sum of all series of a metric that begin so; 0 where there is none.
+pub fn metric(node: &Node, series: &str) -> Result<f64> {
+    let text = http(node, 9820, "/metrics")?;
+    let values = text.lines().filter(|line| line.starts_with(series));
+    Ok(values.filter_map(|line| line.rsplit_once(' ')?.1.parse::<f64>().ok()).sum())
+}
+
+/// One node as another's status shows it.
+pub fn shown(on: &Node, name: &str) -> Result<Value> {
+    let status = status(on)?;
+    let mut peers = status["peers"].as_array().into_iter().flatten();
+    let peer = peers.find(|peer| peer["node"] == name).cloned();
+    peer.with_context(|| format!("{} does not show {name}: {}", on.name(), status["state"]))
+}
+
+/// Waits until two full rounds of the agent have ended: whatever it does at a resync, it has done.
+pub fn await_rounds(node: &Node) -> Result<()> {
+    let before = metric(node, "wg_overlay_reconciles_total")?;
+    eventually(PATIENCE, &format!("{} reconciles twice", node.name()), || {
+        let after = metric(node, "wg_overlay_reconciles_total")?;
+        ensure!(after >= before + 2.0, "{before} then {after}");
+        Ok(())
+    })
+}
+
+/// A prober between pods whose packets flow.
+pub fn probing(lab: &Lab, pods: &[&Pod]) -> Result<Prober> {
+    let mut prober = lab.prober(pods)?;
+    prober.await_flow(PATIENCE)?;
+    Ok(prober)
+}
+
+/// Waits for some more packets, and none since the last reset may be lost.
+pub fn ensure_lossless(prober: &mut Prober, during: &str) -> Result<()> {
+    prober.await_packets(30, PATIENCE)?;
+    for pair in prober.report()? {
+        ensure!(pair.lost == 0, "{during}: {} to {} lost {} of {}", pair.from, pair.to, pair.lost, pair.sent);
+    }
+    Ok(())
+}
+
+/// A Node that only the API knows, as its agent would have published it, on the underlay's address 172.30.0.NUMBER.
+pub fn made_up(name: &str, number: u8) -> Value {
+    json!({
+        "kind": "Node", "apiVersion": "v1",
+        "metadata": { "name": name, "annotations": {
+            (KEY): made_up_key(number),
+            (OVERLAY_IPS): format!("10.244.{number}.1,fd00:244:0:{number:x}::1"),
+            "wg-overlay.io/listen-port": "51820",
+        }},
+        "spec": { "podCIDRs": [format!("10.244.{number}.0/24"), format!("fd00:244:0:{number:x}::/64")] },
+        "status": { "addresses": [{ "type": "InternalIP", "address": format!("172.30.0.{number}") }] },
+    })
+}
+
+/// A key that no device has.
+pub fn made_up_key(number: u8) -> String {
+    let mut bytes = [number; 32];
+    bytes[0] = 0xa5;
+    BASE64_STANDARD.encode(bytes)
+}
+
+/// Creates a Node as it is, annotations and addresses among it.
+pub fn create_node(lab: &Lab, node: &Value) -> Result<()> {
+    lab.api().create("/api/v1/nodes", node).map(drop)
+}
+
+/// Gives a node's resolver one name more than localhost.
+pub fn hosts(node: &Node, line: &str) -> Result<()> {
+    let text = format!("127.0.0.1 localhost\n{line}\n");
+    std::fs::write(node.path("/etc/hosts"), text).context("write /etc/hosts")
+}

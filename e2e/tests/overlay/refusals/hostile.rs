@@ -1,0 +1,161 @@
+//! A Node that claims what another holds gets nothing: not at once, not after the observer's agent has started anew,
+//! and not where the kernel has forgotten who held it.
+
+use anyhow::{Context as _, Result, ensure};
+use serde_json::{Value, json};
+use wg_overlay_e2e::lab::{Lab, Node, eventually};
+use wg_overlay_e2e::suite::Case;
+
+use crate::cluster::{PATIENCE, await_peers, ping_all, pods, with_agents};
+use crate::look::{KEY, OVERLAY_IPS, await_peer, create_node, key_of, made_up, routes, shown, wg_peer};
+
+pub fn cases() -> Vec<Case> {
+    let needs = &["ping", "wg", "bash"];
+    vec![
+        Case::new("a_claim_to_anothers_pod_cidr_moves_nothing", needs, pod_cidr),
+        Case::new("a_claim_to_a_part_of_anothers_pod_cidr_moves_nothing", needs, part_of_pod_cidr),
+        Case::new("a_claim_to_anothers_overlay_ip_moves_nothing", needs, overlay_ip),
+        Case::new("a_claim_over_a_nodes_address_moves_nothing", needs, over_an_address),
+        Case::new("a_claim_to_every_address_moves_nothing", needs, everything),
+        Case::new("a_claim_to_anothers_key_moves_nothing", needs, key),
+    ]
+}
+
+/// Sorts before every honest node: the name decides nothing.
+const THIEF: &str = "a-thief";
+
+fn pod_cidr() -> Result<()> {
+    robbed(
+        |_| Ok(json!({ "spec": { "podCIDRs": ["10.244.2.0/24", "fd00:244:0:2::/64"] } })),
+        "DuplicatePodCidr",
+    )
+}
+
+fn part_of_pod_cidr() -> Result<()> {
+    robbed(|_| Ok(json!({ "spec": { "podCIDRs": ["10.244.2.0/28"] } })), "DuplicatePodCidr")
+}
+
+fn overlay_ip() -> Result<()> {
+    let claim = json!({ "metadata": { "annotations": { (OVERLAY_IPS): "10.244.2.1" } } });
+    robbed(|_| Ok(claim), "OverlayIpOutside")
+}
+
+fn everything() -> Result<()> {
+    robbed(|_| Ok(json!({ "spec": { "podCIDRs": ["0.0.0.0/0", "::/0"] } })), "PodCidrOutside")
+}
+
+/// n2 says that it lives in the pod networks too, where no other Node has its PodCIDR yet.
+fn over_an_address() -> Result<()> {
+    let claim = |lab: &Lab| {
+        let mut status = lab.api().node("n2")?["status"].clone();
+        let addresses = status["addresses"].as_array_mut().context("n2 has no addresses")?;
+        addresses.retain(|a| a["address"].as_str().is_some_and(|ip| !ip.contains(':')));
+        addresses.push(json!({ "type": "InternalIP", "address": "fd00:244:0:7::7" }));
+        lab.api().patch_status("n2", &json!({ "status": status }))?;
+        Ok(json!({ "spec": { "podCIDRs": ["fd00:244:0:7::/64"] } }))
+    };
+    robbed(claim, "PodCidrOverlaps")
+}
+
+/// The thief's Node is as a good one, but for the claim. It is younger than the honest one.
+fn robbed(claim: impl FnOnce(&Lab) -> Result<Value>, reason: &str) -> Result<()> {
+    with_agents(2, |lab| {
+        let all = pods(lab)?;
+        ping_all(&all)?;
+        let mut thief = made_up(THIEF, 66);
+        // Without it the claim alone decides.
+        thief["metadata"]["annotations"].as_object_mut().context("no annotations")?.remove(OVERLAY_IPS);
+        merge(&mut thief, &claim(lab)?);
+        create_node(lab, &thief)?;
+        let created =
+            |name: &str| lab.api().node(name).map(|n| n["metadata"]["creationTimestamp"].to_string());
+        ensure!(created("n2")? < created(THIEF)?, "the thief is as old as the honest Node");
+        let first = lab.node(1)?;
+        let held = |when: &str| still_held(lab, first, &thief, reason).with_context(|| when.to_owned());
+        held("at once")?;
+        first.kill_agent()?;
+        first.start_agent(&[])?;
+        held("after a restart of the agent")?;
+        forget(first)?;
+        held("after the kernel has forgotten")?;
+        ping_all(&all)
+    })
+}
+
+fn still_held(lab: &Lab, on: &Node, thief: &Value, reason: &str) -> Result<()> {
+    await_peers(on, 1)?;
+    await_refusal(on, reason)?;
+    let honest = key_of(lab, "n2")?;
+    let nets = ["10.244.2.0/24", "fd00:244:0:2::/64"];
+    await_peer(on, &honest, "the honest node has its prefixes", |peer| {
+        nets.iter().all(|net| peer.allowed_ips.iter().any(|ip| ip == net))
+    })?;
+    let key = thief["metadata"]["annotations"][KEY].as_str().context("the thief has no key")?;
+    ensure!(wg_peer(on, key)?.is_none(), "the thief's peer is programmed");
+    let routes = routes(on)?;
+    ensure!(nets.iter().all(|net| routes.contains(net)), "{routes}");
+    Ok(())
+}
+
+fn await_refusal(on: &Node, reason: &str) -> Result<()> {
+    eventually(PATIENCE, "the thief is refused", || {
+        let shown = shown(on, THIEF)?;
+        ensure!(shown["state"] == "Refused" && shown["reason"] == reason, "{shown}");
+        Ok(())
+    })
+}
+
+/// As a reboot does: the device is gone with its peers and routes, and the agent starts anew.
+fn forget(node: &Node) -> Result<()> {
+    node.kill_agent()?;
+    node.exec("ip", ["link", "del", "wgo0"])?;
+    node.start_agent(&[])
+}
+
+/// A copied key is refused while its holder is known; where nobody is, both are, and the copy gains nothing.
+fn key() -> Result<()> {
+    with_agents(2, |lab| {
+        let all = pods(lab)?;
+        ping_all(&all)?;
+        let honest = key_of(lab, "n2")?;
+        let mut thief = made_up(THIEF, 66);
+        thief["metadata"]["annotations"][KEY] = json!(honest);
+        create_node(lab, &thief)?;
+        let first = lab.node(1)?;
+        for when in ["at once", "after a restart of the agent"] {
+            await_refusal(first, "DuplicateKey").context(when)?;
+            let note = shown(first, THIEF)?["note"].to_string();
+            ensure!(note.contains("n2"), "{when}: the holder is not named: {note}");
+            await_peer(first, &honest, "the honest node keeps its peer", |peer| {
+                peer.allowed_ips == ["10.244.2.0/24", "fd00:244:0:2::/64"]
+                    && peer.endpoint == "172.30.0.12:51820"
+            })?;
+            ping_all(&all)?;
+            first.kill_agent()?;
+            first.start_agent(&[])?;
+        }
+        forget(first)?;
+        for name in ["n2", THIEF] {
+            eventually(PATIENCE, &format!("with no holder known, {name} is refused"), || {
+                let shown = shown(first, name)?;
+                ensure!(shown["reason"] == "DuplicateKey", "{shown}");
+                Ok(())
+            })?;
+        }
+        ensure!(wg_peer(first, &honest)?.is_none(), "a doubled key is programmed");
+        lab.api().delete_node(THIEF)?;
+        await_peers(first, 1)?;
+        ping_all(&all)
+    })
+}
+
+fn merge(into: &mut Value, patch: &Value) {
+    match (into, patch) {
+        (Value::Object(into), Value::Object(patch)) => {
+            for (name, value) in patch {
+                merge(into.entry(name.clone()).or_insert(Value::Null), value);
+            }
+        }
+        (into, patch) => *into = patch.clone(),
+    }
+}
