@@ -13,7 +13,7 @@ use netlink_packet_route::{
     address::{AddressAttribute, AddressFlags, AddressHeaderFlags, AddressMessage, AddressScope},
     link::{InfoBridge, InfoData, InfoKind, LinkAttribute, LinkExtentMask, LinkFlags, LinkInfo, LinkMessage},
 };
-use wg_overlay_mesh::{ALIAS, BRIDGE, DEVICE, Link, UnderlayLink};
+use wg_overlay_mesh::{ALIAS, BRIDGE, BRIDGE_LINK_LOCAL, DEVICE, Link, UnderlayLink};
 
 use crate::netlink::{Request, dump};
 
@@ -33,7 +33,7 @@ pub(crate) struct FoundLink {
     pub(crate) marked: bool,
     /// Whether IPv4 and IPv6 packets of a bridge pass netfilter; `None` where the kernel was built without that.
     pub(crate) netfilter: Option<bool>,
-    /// Its addresses, those of link scope left out.
+    /// Its addresses, those of link scope left out, our bridge's apart.
     pub(crate) addresses: BTreeSet<IpNet>,
 }
 
@@ -100,7 +100,7 @@ fn read_info(infos: &[LinkInfo], link: &mut FoundLink) {
     }
 }
 
-/// The address of a message with its prefix length; `None` for one that is valid on its link only.
+/// The address of a message with its prefix length; `None` for one that is valid on its link only, our bridge's apart.
 pub(crate) fn address(message: &AddressMessage) -> Option<IpNet> {
     let find = |wanted: fn(&AddressAttribute) -> Option<IpAddr>| message.attributes.iter().find_map(wanted);
     // On a point-to-point link IFA_ADDRESS is the other end and IFA_LOCAL ours; IPv6 has IFA_LOCAL only there.
@@ -108,7 +108,7 @@ pub(crate) fn address(message: &AddressMessage) -> Option<IpNet> {
         .or_else(|| find(|a| if let AddressAttribute::Address(ip) = a { Some(*ip) } else { None }))?;
     let wide =
         matches!(message.header.scope, AddressScope::Universe | AddressScope::Site | AddressScope::Other(_));
-    wide.then(|| IpNet::new(own, message.header.prefix_len).ok()).flatten()
+    IpNet::new(own, message.header.prefix_len).ok().filter(|net| wide || *net == BRIDGE_LINK_LOCAL)
 }
 
 /// Whether a link belongs to the network between the nodes.

@@ -8,9 +8,9 @@ use std::{
 use ipnet::IpNet;
 
 use crate::{
-    Advertisement, ClusterView, DesiredBridge, DesiredDevice, DesiredPeer, DesiredRoute, DesiredState,
-    EndpointSource, Firewall, IPV6_MINIMUM_MTU, LocalProblem, NodeRecord, ObservedState, PublicKey, Reason,
-    Refusal, Underlay, UnderlayLink,
+    Advertisement, BRIDGE_LINK_LOCAL, ClusterView, DesiredBridge, DesiredDevice, DesiredPeer, DesiredRoute,
+    DesiredState, EndpointSource, Firewall, IPV6_MINIMUM_MTU, LocalProblem, NodeRecord, ObservedState,
+    PublicKey, Reason, Refusal, Underlay, UnderlayLink,
     conflict::{Evidence, prefixes, settle},
     first_host, overlaps, overlay_mtu,
     prefix::{host_prefix, same_family},
@@ -297,7 +297,10 @@ impl<'a> Context<'a> {
                 mtu: self.mtu,
                 addresses: overlay_ips.iter().map(|ip| host_prefix(*ip)).collect(),
             },
-            bridge: DesiredBridge { mtu: self.mtu, addresses: gateways.collect() },
+            bridge: DesiredBridge {
+                mtu: self.mtu,
+                addresses: gateways.chain(self.ipv6.then_some(BRIDGE_LINK_LOCAL)).collect(),
+            },
             unreachable: if settings.fail_closed { cluster.clone() } else { BTreeSet::new() },
             peers: BTreeMap::new(),
             routes: BTreeMap::new(),

@@ -5,6 +5,10 @@
 //! desired with observed and gives the [`Plan`]: an ordered list of [`Step`]s. Nothing here reads a clock, a file or
 //! a socket: time, DNS answers and the kernel's state are arguments, so every rule is tested without a kernel.
 
+use std::net::Ipv6Addr;
+
+use ipnet::{IpNet, Ipv6Net};
+
 mod advertisement;
 mod cluster;
 mod conflict;
@@ -41,6 +45,10 @@ pub use state::{DesiredBridge, DesiredDevice, DesiredPeer, DesiredRoute, Desired
 pub const DEVICE: &str = "wgo0";
 /// The name of the bridge that pods are attached to.
 pub const BRIDGE: &str = "wgobr0";
+/// The bridge's link-local address, where pods have IPv6. The kernel makes one too, but checks it for duplicates once the
+/// first pod is there, and resolves no neighbour for forwarded packets until then (net/ipv6/ndisc.c, ndisc_send_ns).
+pub const BRIDGE_LINK_LOCAL: IpNet =
+    IpNet::V6(Ipv6Net::new_assert(Ipv6Addr::new(0xfe80, 0, 0, 0, 0, 0, 0, 1), 64));
 /// The ifalias that marks a link as ours.
 pub const ALIAS: &str = "wg-overlay";
 /// The route protocol number that marks a route as ours (`rtm_protocol`, include/uapi/linux/rtnetlink.h).

@@ -45,7 +45,7 @@ pub struct ObservedDevice {
     pub up: bool,
     /// Its MTU in bytes.
     pub mtu: u32,
-    /// Its addresses, those of link scope left out.
+    /// Its addresses, those of link scope left out but for [`crate::BRIDGE_LINK_LOCAL`].
     pub addresses: BTreeSet<IpNet>,
     /// The public half of its key; `None` where none is set.
     pub public_key: Option<PublicKey>,
@@ -80,7 +80,7 @@ pub struct ObservedBridge {
     pub up: bool,
     /// Its MTU in bytes.
     pub mtu: u32,
-    /// Its addresses, those of link scope left out.
+    /// Its addresses, those of link scope left out but for [`crate::BRIDGE_LINK_LOCAL`].
     pub addresses: BTreeSet<IpNet>,
     /// Whether bridged IPv4 and IPv6 packets pass netfilter; `None` where the kernel has no br_netfilter.
     pub netfilter: Option<bool>,
