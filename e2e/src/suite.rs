@@ -23,6 +23,26 @@ impl Case {
     }
 }
 
+/// Why a case can't run here, found out while it ran.
+#[derive(Debug)]
+struct Skipped(String);
+
+impl std::fmt::Display for Skipped {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+impl std::error::Error for Skipped {}
+
+/// What a case returns that can't run here: it counts as skipped, with this reason.
+///
+/// # Errors
+/// Always: that is how a case ends early.
+pub fn skip<T>(reason: &str) -> Result<T> {
+    Err(Skipped(reason.to_owned()).into())
+}
+
 /// What a lab needs of a host.
 const LAB: [&str; 6] = ["unshare", "nsenter", "mount", "ip", "nft", "tcpdump"];
 
@@ -50,7 +70,11 @@ fn run_case(case: &Case) -> Result<Completion, Failed> {
     if !missing.is_empty() {
         return Ok(Completion::ignored_with(format!("not installed: {}", missing.join(", "))));
     }
-    (case.body)().map(|()| Completion::Completed).map_err(|error| Failed::from(format!("{error:#}")))
+    match (case.body)() {
+        Ok(()) => Ok(Completion::Completed),
+        Err(error) if error.is::<Skipped>() => Ok(Completion::ignored_with(error.to_string())),
+        Err(error) => Err(Failed::from(format!("{error:#}"))),
+    }
 }
 
 fn in_path(program: &str) -> bool {
