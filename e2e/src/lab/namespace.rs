@@ -23,7 +23,7 @@ mount -t tmpfs -o mode=755 tmpfs /opt
 mount -t tmpfs -o mode=755 tmpfs /var/lib
 cp -a /etc /run/.etc
 mount --bind /run/.etc /etc
-mkdir -p /run/netns /run/lock /opt/cni/bin /etc/cni/net.d /etc/wg-overlay /var/lib/wg-overlay
+mkdir -p /run/netns /run/lock /opt/cni/bin /etc/cni/net.d /etc/wg-overlay
 rm -f /opt/cni/bin/* /etc/cni/net.d/* /etc/wg-overlay/*
 rm -f /etc/machine-id
 tr -d - < /proc/sys/kernel/random/uuid > /etc/machine-id
