@@ -8,6 +8,8 @@ use std::process::ExitCode;
 
 use wg_overlay_e2e::suite::run;
 
+#[path = "overlay/boot.rs"]
+mod boot;
 #[path = "overlay/cluster.rs"]
 mod cluster;
 #[path = "overlay/connectivity.rs"]
@@ -16,15 +18,53 @@ mod connectivity;
 mod endpoints;
 #[path = "overlay/faults.rs"]
 mod faults;
+#[path = "overlay/forwarding.rs"]
+mod forwarding;
+#[path = "overlay/guard_rules.rs"]
+mod guard_rules;
+#[path = "overlay/guards.rs"]
+mod guards;
+#[path = "overlay/kernel.rs"]
+mod kernel;
+#[path = "overlay/killed.rs"]
+mod killed;
 #[path = "overlay/look.rs"]
 mod look;
+#[path = "overlay/mtu.rs"]
+mod mtu;
 #[path = "overlay/nodes.rs"]
 mod nodes;
+#[path = "overlay/pods.rs"]
+mod pods;
 #[path = "overlay/refusals.rs"]
 mod refusals;
+#[path = "overlay/repair.rs"]
+mod repair;
+#[path = "overlay/services.rs"]
+mod services;
+#[path = "overlay/uninstall.rs"]
+mod uninstall;
+#[path = "overlay/witness.rs"]
+mod witness;
 
 fn main() -> ExitCode {
     let tier = std::env::var("WG_OVERLAY_TIER").unwrap_or_else(|_| "overlay".to_owned());
-    let cases = [connectivity::cases(), nodes::cases(), refusals::cases(), endpoints::cases(), faults::cases()];
+    let cases = [
+        connectivity::cases(),
+        services::cases(),
+        repair::cases(),
+        killed::cases(),
+        guards::cases(),
+        guard_rules::cases(),
+        forwarding::cases(),
+        mtu::cases(),
+        boot::cases(),
+        pods::cases(),
+        uninstall::cases(),
+        nodes::cases(),
+        refusals::cases(),
+        endpoints::cases(),
+        faults::cases(),
+    ];
     run(&tier, cases.into_iter().flatten().collect())
 }

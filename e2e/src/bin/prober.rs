@@ -3,7 +3,7 @@
 
 use std::collections::BTreeMap;
 use std::io::{BufRead as _, Write as _};
-use std::net::{IpAddr, Ipv6Addr, SocketAddr, UdpSocket};
+use std::net::{IpAddr, Ipv6Addr, SocketAddr, TcpListener, UdpSocket};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -39,6 +39,16 @@ enum Command {
         /// Addresses of other probers.
         targets: Vec<IpAddr>,
     },
+    /// Takes TCP connections of both families, says so, and ends each at once.
+    Listen {
+        /// The port.
+        port: u16,
+    },
+    /// Advertises this machine as a router, once (RFC 4861, section 4.2).
+    Advertise {
+        /// The index of the link.
+        link: u32,
+    },
     /// Sends one packet.
     Once {
         /// Its source address.
@@ -69,11 +79,30 @@ struct Probes {
 fn main() -> Result<()> {
     match Flags::parse().command {
         Command::Run { interval, size, targets } => run(Duration::from_millis(interval), size, &targets),
+        Command::Listen { port } => {
+            let listener = TcpListener::bind((Ipv6Addr::UNSPECIFIED, port)).context("listen")?;
+            println!("listening on {port}");
+            listener.incoming().try_for_each(|connection| connection.map(drop)).context("accept")
+        }
+        Command::Advertise { link } => advertise(link),
         Command::Once { from, to } => {
             let socket = UdpSocket::bind((from, 0)).with_context(|| format!("bind to {from}"))?;
             socket.send_to(b"deliberate", to).with_context(|| format!("send to {to}")).map(drop)
         }
     }
+}
+
+fn advertise(link: u32) -> Result<()> {
+    use rustix::net::{AddressFamily, SendFlags, SocketType, ipproto, sendto, socket, sockopt};
+    // Type 134, code and checksum (the kernel's affair), hop limit 64, no flags, lifetime 1800 s, two timers unset.
+    const ADVERTISEMENT: [u8; 16] = [134, 0, 0, 0, 64, 0, 7, 8, 0, 0, 0, 0, 0, 0, 0, 0];
+    const ALL_NODES: Ipv6Addr = Ipv6Addr::new(0xff02, 0, 0, 0, 0, 0, 0, 1);
+    let socket =
+        socket(AddressFamily::INET6, SocketType::RAW, Some(ipproto::ICMPV6)).context("open a socket")?;
+    // A smaller hop limit came over a router, and is not believed.
+    sockopt::set_ipv6_multicast_hops(&socket, 255).context("set the hop limit")?;
+    let to = std::net::SocketAddrV6::new(ALL_NODES, 0, 0, link);
+    sendto(&socket, &ADVERTISEMENT, SendFlags::empty(), &to).context("send").map(drop)
 }
 
 fn run(interval: Duration, size: usize, targets: &[IpAddr]) -> Result<()> {

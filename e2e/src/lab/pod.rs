@@ -142,6 +142,14 @@ impl Pod {
         Network::load(self.machine.clone())?.check(&self.attachment, &self.result)
     }
 
+    /// DEL alone, as for a pod whose namespace went with a reboot.
+    ///
+    /// # Errors
+    /// The plugin failed (`CniError`).
+    pub fn remove_network(self) -> Result<()> {
+        Network::load(self.machine.clone())?.delete(&self.attachment, Some(&self.result))
+    }
+
     /// DEL, and its namespace goes.
     ///
     /// # Errors
