@@ -27,7 +27,7 @@ use super::{Nodes, chain};
 const PATIENCE: Duration = Duration::from_secs(10);
 /// The first wait after a failure; it doubles up to the last.
 const FIRST_RETRY: Duration = Duration::from_secs(1);
-const LAST_RETRY: Duration = Duration::from_secs(60);
+const LAST_RETRY: Duration = Duration::from_secs(15);
 
 /// The reconciler's end of the publishing task.
 pub struct Publisher {
