@@ -13,7 +13,10 @@ use std::{
 
 use anyhow::Context;
 use hyper_util::{
-    client::legacy::{Client as HttpClient, connect::HttpConnector},
+    client::legacy::{
+        Client as HttpClient,
+        connect::{Connect, HttpConnector},
+    },
     rt::TokioExecutor,
 };
 use kube::{
@@ -55,12 +58,24 @@ fn build(config: Config) -> kube::Result<Client> {
     tcp.set_keepalive_interval(Some(Duration::from_secs(5)));
     tcp.set_keepalive_retries(Some(3));
     tcp.set_tcp_user_timeout(Some(Duration::from_secs(30)));
-    let https = config.rustls_https_connector_with_connector(tcp)?;
+    if config.cluster_url.scheme_str() == Some("https") {
+        let https = config.rustls_https_connector_with_connector(tcp)?;
+        stack(config, https)
+    } else {
+        // without TLS there need be no certificates of authorities on the node
+        stack(config, tcp)
+    }
+}
+
+fn stack<C>(config: Config, connector: C) -> kube::Result<Client>
+where
+    C: Connect + Clone + Send + Sync + 'static,
+{
     let service = ServiceBuilder::new()
         .layer(config.base_uri_layer())
         .option_layer(config.auth_layer()?)
         .map_err(tower::BoxError::from)
-        .service(HttpClient::builder(TokioExecutor::new()).build(https));
+        .service(HttpClient::builder(TokioExecutor::new()).build(connector));
     Ok(ClientBuilder::new(service, config.default_namespace).build())
 }
 
