@@ -135,13 +135,13 @@ fn wireguard_settings() -> Result<()> {
             ("its keepalive changed", &with_peer("persistent-keepalive 7")),
             (
                 "a preshared key set",
-                &format!("{peer} wg genpsk | wg set wgo0 peer $peer preshared-key /dev/stdin"),
+                &format!("{peer} wg genpsk > /run/psk; wg set wgo0 peer $peer preshared-key /run/psk"),
             ),
             (
                 "a foreign peer added",
                 "wg set wgo0 peer $(wg genkey | wg pubkey) allowed-ips 10.244.2.0/24 endpoint 172.30.0.1:9",
             ),
-            ("the device's key changed", "wg genkey | wg set wgo0 private-key /dev/stdin"),
+            ("the device's key changed", "wg genkey > /run/key; wg set wgo0 private-key /run/key"),
             ("the device's port changed", "wg set wgo0 listen-port 51999"),
         ])
     })
