@@ -77,7 +77,7 @@ pub const KEYS: &[Key] = &[
     Key {
         name: "nonMasqueradeCIDRs",
         default: "",
-        help: "outside networks that see pod addresses and may open connections to pods, unencrypted",
+        help: "outside networks that see pod addresses and may open connections to pods, unencrypted; not the nodes' own",
     },
     Key {
         name: "failClosed",
