@@ -36,7 +36,7 @@ enum Subcommands {
     Plan(PlanArgs),
     /// Remove everything from this node that wg-overlay made: links, routes, rules, CNI files, annotations.
     ///
-    /// Stop the agent and drain the node first. The key file stays.
+    /// Stop the agent and drain the node first. The private key goes too: a node that comes back makes a new one.
     Cleanup(cleanup::CleanupArgs),
     /// Print the version.
     Version,

@@ -34,7 +34,11 @@ pub(super) async fn run(args: CleanupArgs) -> anyhow::Result<ExitCode> {
     if fetch(&config.state_dir.join(SOCKET)).await.is_ok() {
         bail!("the agent runs on this node and would put everything back: stop it first");
     }
-    let pods = store(&config.state_dir).list().unwrap_or_default().len();
+    let pods = store(&config.state_dir)
+        .list()
+        .context("can't see whether pods are attached; --force goes on")
+        .or_else(|error| if args.force { Ok(Vec::new()) } else { Err(error) })?
+        .len();
     if pods > 0 && !args.force {
         bail!("{pods} pods are attached: drain the node first, or lose their network with --force");
     }
