@@ -35,7 +35,8 @@ impl Patient<'_> {
     /// Runs commands of a shell on the node, and waits for what was before.
     fn survives(&mut self, what: &str, commands: &str) -> Result<()> {
         let Self { node, healthy, prober } = self;
-        node.exec("bash", ["-euc", commands]).with_context(|| format!("break: {what}"))?;
+        // The agent may be replacing its table at this very moment: nft then does not find what it was told to change.
+        eventually(PATIENCE, &format!("break: {what}"), || node.exec("bash", ["-euc", commands]))?;
         let broken = Instant::now();
         await_kernel(node, healthy, what)?;
         println!("  repair: {what}: within {} ms", broken.elapsed().as_millis());
