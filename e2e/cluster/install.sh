@@ -1,0 +1,22 @@
+# Sourced: cluster DNS, and wg-overlay as a user installs it.
+# shellcheck shell=bash
+
+install_dns() { kubectl_ apply -f "$here/objects/coredns.yaml" > /dev/null; }
+
+# The rendered manifest, with the image of this checkout.
+overlay_manifest() { sed 's|\(image: *"\{0,1\}ghcr.io/wg-overlay/wg-overlay\):[^" ]*|\1:dev|' "$repository/deploy/wg-overlay.yaml"; }
+
+dns_is_ready() { [ "$(kubectl_ --namespace kube-system get deployment coredns -o jsonpath='{.status.readyReplicas}')" = 2 ]; }
+
+why_not_ready() {
+  kubectl_ get nodes,pods --all-namespaces -o wide || true
+  kubectl_ --namespace wg-overlay logs --tail 20 --prefix -l app.kubernetes.io/name=wg-overlay || true
+}
+
+install_overlay() {
+  local began=$SECONDS
+  overlay_manifest | kubectl_ apply -f - > /dev/null || fail "deploy/wg-overlay.yaml was refused"
+  await 120 nodes_are_ready || { why_not_ready >&2; fail "nodes are not Ready 120 s after the installation"; }
+  say "nodes are Ready $((SECONDS - began)) s after the installation"
+  await 60 dns_is_ready || { why_not_ready >&2; fail "cluster DNS is not ready 60 s after the nodes"; }
+}
