@@ -3,7 +3,7 @@
 use std::{
     fs, io,
     io::Write,
-    os::unix::fs::PermissionsExt,
+    os::unix::fs::{MetadataExt, PermissionsExt},
     path::{Path, PathBuf},
 };
 
@@ -24,7 +24,7 @@ const CHAINED: [&str; 2] = ["portmap", "bandwidth"];
 #[derive(Debug, thiserror::Error)]
 pub enum InstallError {
     /// A file could not be read or written.
-    #[error("can't write {}", path.display())]
+    #[error("can't write {}{}", path.display(), owner(path, source))]
     Write {
         /// The file.
         path: PathBuf,
@@ -44,6 +44,19 @@ pub enum InstallError {
     /// The mark could not be written.
     #[error("can't mark this boot ready")]
     Mark(#[source] NetworkError),
+}
+
+/// Root without CAP_DAC_OVERRIDE, as in the agent's pod, writes only what root owns; some packages leave binDir to another
+/// user.
+fn owner(path: &Path, error: &io::Error) -> String {
+    let folder = path.parent().unwrap_or(path);
+    match fs::metadata(folder) {
+        Ok(found) if error.kind() == io::ErrorKind::PermissionDenied && found.uid() != 0 => {
+            let folder = folder.display();
+            format!(" ({folder} belongs to user {}; on the host: chown root:root {folder})", found.uid())
+        }
+        _ => String::new(),
+    }
 }
 
 /// Installs the plugin, marks this boot ready and writes the conflist, each only where it differs.

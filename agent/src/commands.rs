@@ -26,7 +26,8 @@ enum Subcommands {
     ///
     /// Stopping it changes nothing in the kernel: the tunnel goes on. `wg-overlay cleanup` removes what it made.
     Agent(ConfigArgs),
-    /// Run a WireGuard device in user space, for kernels that have none. The agent starts this by itself.
+    /// Run a WireGuard device in user space, for kernels that have none. The agent starts this by itself, or asks for it
+    /// where one is on standby.
     Device(device::DeviceArgs),
     /// Show how this node and its peers are.
     ///
@@ -45,7 +46,7 @@ enum Subcommands {
 impl Cli {
     /// Whether the command wants every core.
     pub fn computes(&self) -> bool {
-        matches!(self.command, Subcommands::Device(_))
+        matches!(&self.command, Subcommands::Device(args) if args.computes())
     }
 
     /// Runs the command and gives its exit status.

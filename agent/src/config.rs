@@ -31,6 +31,8 @@ pub struct Config {
     pub pod_cidrs: BTreeSet<IpNet>,
     /// `device`.
     pub device: DeviceMode,
+    /// `deviceSocket`; `None` starts a process.
+    pub device_socket: Option<PathBuf>,
     /// `overlayCIDRs`.
     pub overlay_cidrs: BTreeSet<IpNet>,
     /// `listenPort`.

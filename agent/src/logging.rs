@@ -9,8 +9,12 @@ pub fn start() {
     // gotatun tells of each peer at INFO, kube-client of each request
     let default = "info,gotatun=warn,kube_client=warn,kube_runtime=warn";
     let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new(default));
-    let builder =
-        tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).with_target(false);
+    // whoever reads the log may end first, and eprintln!, which would tell of that, panics then
+    let builder = tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_writer(std::io::stderr)
+        .with_target(false)
+        .log_internal_errors(false);
     if std::io::stderr().is_terminal() {
         builder.init();
     } else {

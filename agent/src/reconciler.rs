@@ -8,6 +8,7 @@ mod outputs;
 
 use std::{
     collections::{BTreeMap, BTreeSet},
+    path::Path,
     sync::{Arc, OnceLock},
     time::{Duration, Instant, SystemTime, UNIX_EPOCH},
 };
@@ -16,6 +17,7 @@ use futures::FutureExt;
 use ipnet::IpNet;
 use kube::Client;
 use tokio::{
+    net::UnixStream,
     sync::{mpsc, oneshot},
     time::{Instant as Deadline, MissedTickBehavior, interval, sleep, sleep_until},
 };
@@ -69,6 +71,8 @@ struct Last {
     cni: Option<CniStatus>,
     reported: outputs::Reported,
     retry: Option<Retry>,
+    /// Whether the user-space device was asked for in vain.
+    lacks_device: bool,
     /// The node's own addresses on the underlay.
     addresses: BTreeSet<IpNet>,
     /// What the CNI files were written for.
@@ -146,6 +150,7 @@ impl Reconciler {
             // a moment, not a wait: who asks for the status must not put it off
             let retry_at = self.last.retry.map(|retry| retry.at);
             let mut full = false;
+            let device = self.config.device_socket.clone().filter(|_| self.last.lacks_device);
 
             // every arm is safe to cancel: what is not taken now is still there in the next round
             let mut scope = tokio::select! {
@@ -158,6 +163,7 @@ impl Reconciler {
                 () = self.resolver.changed() => Scope::NONE,
                 change = events.next() => scope_of(change),
                 _ = resync.tick() => { full = true; Scope::ALL }
+                () = listening(device.as_deref()), if device.is_some() => Scope::NONE,
                 () = sleep_until(retry_at.unwrap_or_else(Deadline::now)), if retry_at.is_some() => Scope::NONE,
             };
             sleep(DEBOUNCE).await;
@@ -259,6 +265,7 @@ impl Reconciler {
             *self.counters.kernel_changes.entry(counted(step)).or_default() += 1;
         }
         let failed = self.host.apply_all(&plan.steps).await;
+        self.last.lacks_device = failed.iter().any(|(_, error)| error.lacks_device());
         failed.into_iter().map(|(_, error)| chain(&error)).collect()
     }
 
@@ -303,6 +310,17 @@ impl Reconciler {
             info!("converged");
         }
         self.last.state = Some(state);
+    }
+}
+
+/// Waits until somebody listens at the socket: the user-space device's pod comes up in its own time.
+async fn listening(socket: Option<&Path>) {
+    loop {
+        sleep(FIRST_RETRY).await;
+        match socket {
+            Some(socket) if UnixStream::connect(socket).await.is_err() => {}
+            _ => return,
+        }
     }
 }
 

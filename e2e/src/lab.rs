@@ -18,6 +18,7 @@ mod capture;
 mod client;
 mod cni;
 mod command;
+mod container;
 mod leftover;
 mod namespace;
 mod node;

@@ -14,6 +14,8 @@ mod boot;
 mod cluster;
 #[path = "overlay/connectivity.rs"]
 mod connectivity;
+#[path = "overlay/contained.rs"]
+mod contained;
 #[path = "overlay/endpoints.rs"]
 mod endpoints;
 #[path = "overlay/faults.rs"]
@@ -61,6 +63,7 @@ fn main() -> ExitCode {
         boot::cases(),
         pods::cases(),
         uninstall::cases(),
+        contained::cases(),
         nodes::cases(),
         refusals::cases(),
         endpoints::cases(),

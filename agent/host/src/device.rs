@@ -1,4 +1,5 @@
-//! Bringing the WireGuard device into being: by the kernel, else by a process of its own.
+//! Bringing the WireGuard device into being: by the kernel, else by a process of its own, which is started here or, where
+//! a socket is configured, asked for there (`wg-overlay device --standby`, another pod of this node).
 //!
 //! The process outlives the agent, so that an agent's restart leaves the tunnel alone. It is not watched: when it ends,
 //! its link goes, which raises an event like any other.
@@ -12,7 +13,11 @@ use std::{
     time::Duration,
 };
 
-use tokio::time::{Instant, sleep};
+use tokio::{
+    io::{AsyncReadExt, AsyncWriteExt},
+    net::UnixStream,
+    time::{Instant, sleep, timeout},
+};
 use wg_overlay_mesh::DEVICE;
 
 use crate::{detach, wireguard};
@@ -84,6 +89,20 @@ pub enum DeviceError {
         /// The path of its log.
         log: String,
     },
+    /// Nobody answers where the device is asked for.
+    #[error(
+        "the user-space device's pod on this node isn't up yet: no answer at {socket}; kubectl -n wg-overlay get pods -o wide -l app.kubernetes.io/component=device shows it"
+    )]
+    Absent {
+        /// The socket.
+        socket: String,
+        /// What came instead of an answer.
+        #[source]
+        source: io::Error,
+    },
+    /// The device was asked for and did not start.
+    #[error("the user-space device does not start: {0}")]
+    Refused(String),
 }
 
 impl DeviceError {
@@ -126,6 +145,29 @@ pub(crate) async fn start(
         sleep(Duration::from_millis(10)).await;
     }
     Ok(()) // the runtime reaps a dropped child when it ends
+}
+
+/// A device that starts is waited for on the other side, as long as [`PATIENCE`].
+const ANSWER_PATIENCE: Duration = Duration::from_secs(10);
+
+/// Asks for a user-space device where one sleeps. `start mtu=BYTES` is answered by `ok` once the device is there, else by
+/// `error: REASON`, a line each.
+pub(crate) async fn ask(socket: &Path, mtu: Option<u32>) -> Result<(), DeviceError> {
+    let exchange = async {
+        let mut stream = UnixStream::connect(socket).await?;
+        let mtu = mtu.map(|mtu| format!(" mtu={mtu}")).unwrap_or_default();
+        stream.write_all(format!("start{mtu}\n").as_bytes()).await?;
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer).await?;
+        Ok(answer)
+    };
+    let answer = timeout(ANSWER_PATIENCE, exchange).await.unwrap_or_else(|late| Err(late.into()));
+    let absent = |source| DeviceError::Absent { socket: socket.display().to_string(), source };
+    match answer.map_err(absent)?.trim_end() {
+        "ok" => Ok(()),
+        "" => Err(absent(io::ErrorKind::UnexpectedEof.into())),
+        other => Err(DeviceError::Refused(other.trim_start_matches("error: ").chars().take(500).collect())),
+    }
 }
 
 fn open_log(path: &Path) -> io::Result<File> {

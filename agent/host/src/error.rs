@@ -105,6 +105,11 @@ impl StepError {
         Self::Refused { step: step.to_string(), hint: hint(&source), source }
     }
 
+    /// Whether the user-space device was asked for and nobody was there.
+    pub fn lacks_device(&self) -> bool {
+        matches!(self, Self::Device { source: DeviceError::Absent { .. }, .. })
+    }
+
     /// Whether trying again may help without anybody's doing.
     pub fn is_retryable(&self) -> bool {
         match self {

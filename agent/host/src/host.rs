@@ -29,6 +29,8 @@ pub struct HostConfig {
     pub listen_port: u16,
     /// Who implements a device that does not exist yet.
     pub device_mode: DeviceMode,
+    /// Where a user-space device is asked for; `None`: its program is started.
+    pub device_socket: Option<PathBuf>,
     /// The program that implements it in user space.
     pub device_program: DeviceProgram,
 }

@@ -1,6 +1,8 @@
 //! Forwarding: read, and switched on where /proc/sys can be written, as in the plugin or on a plain host.
 //!
-//! In a pod /proc/sys is read-only. Netlink can then set IPv4 forwarding of a single link; the rest is reported.
+//! In a pod /proc/sys is read-only, and the host's /proc/sys/net may be mounted writable under [`HOST`]: CAP_NET_ADMIN is
+//! enough to write there (net_ctl_permissions, net/sysctl_net.c). Without that, netlink can set IPv4 forwarding of a
+//! single link; the rest is reported.
 //! Strict reverse-path filtering needs nothing: whatever a peer may send has a route of ours back into the tunnel.
 
 use std::{collections::BTreeSet, fmt, fs, io, path::Path};
@@ -8,6 +10,9 @@ use std::{collections::BTreeSet, fmt, fs, io, path::Path};
 use wg_overlay_mesh::Link;
 
 use crate::{links, netlink::Netlink};
+
+/// Where a pod has the host's /proc/sys/net, as /host/proc/sys/net.
+const HOST: &str = "/host";
 
 /// A setting of the kernel that stays wrong.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -99,7 +104,7 @@ fn ensure_ipv6(router_advertised: &BTreeSet<String>) -> Option<Shortcoming> {
 
 fn ensure(sysctl: &str, expected: &'static str, consequence: &'static str) -> Option<Shortcoming> {
     let found = read(sysctl).ok();
-    if found.as_deref() == Some(expected) || fs::write(path(sysctl), expected).is_ok() {
+    if found.as_deref() == Some(expected) || write(sysctl, expected).is_ok() {
         return None;
     }
     Some(Shortcoming { sysctl: sysctl.to_owned(), found, expected, consequence })
@@ -107,6 +112,11 @@ fn ensure(sysctl: &str, expected: &'static str, consequence: &'static str) -> Op
 
 fn read(sysctl: &str) -> io::Result<String> {
     Ok(fs::read_to_string(path(sysctl))?.trim().to_owned())
+}
+
+fn write(sysctl: &str, value: &str) -> io::Result<()> {
+    let path = path(sysctl);
+    fs::write(&path, value).or_else(|_| fs::write(format!("{HOST}{path}"), value))
 }
 
 /// As sysctl(8) reads a name: dots part it, and a slash stands for a dot within a link's name.

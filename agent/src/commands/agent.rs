@@ -57,6 +57,7 @@ pub(super) fn open_host(config: &Config) -> anyhow::Result<Host> {
         state_dir: config.state_dir.clone(),
         listen_port: config.listen_port,
         device_mode: config.device,
+        device_socket: config.device_socket.clone(),
         device_program: DeviceProgram::own().context("can't find this program's own path")?,
     };
     Ok(Host::open(host)?)
@@ -105,7 +106,8 @@ fn api_server_addresses(config: &Config) -> BTreeSet<IpNet> {
     ips.map(IpNet::from).collect()
 }
 
-fn stopped() -> anyhow::Result<impl Future<Output = ()>> {
+/// Resolves at SIGTERM or SIGINT.
+pub(super) fn stopped() -> anyhow::Result<impl Future<Output = ()>> {
     let mut terminate = signal(SignalKind::terminate())?;
     let mut interrupt = signal(SignalKind::interrupt())?;
     Ok(async move {

@@ -1,11 +1,13 @@
 //! `wg-overlay device NAME`.
 
-use std::process::ExitCode;
+use std::{path::PathBuf, process::ExitCode};
 
+use anyhow::Context;
 use clap::Args;
-use tokio::signal::unix::{SignalKind, signal};
-use wg_overlay_userspace::{DeviceConfig, MAX_MTU};
+use tokio::process::Command;
+use wg_overlay_userspace::{DeviceConfig, MAX_MTU, Standby, standby};
 
+use super::agent::stopped;
 use crate::logging;
 
 /// The default MTU: an underlay of 1500 less the tunnel's 80.
@@ -18,25 +20,44 @@ pub(super) struct DeviceArgs {
     /// The link's MTU in bytes.
     #[arg(long, default_value_t = DEFAULT_MTU)]
     mtu: u16,
+    /// Sleep, and run the device when the agent asks at this socket (its `deviceSocket`), which also tells the MTU.
+    #[arg(long, value_name = "SOCKET", conflicts_with = "mtu")]
+    standby: Option<PathBuf>,
 }
 
-/// Runs until SIGTERM, SIGINT or the link's deletion.
+impl DeviceArgs {
+    /// Whether this process is to carry packets.
+    pub(super) fn computes(&self) -> bool {
+        self.standby.is_none()
+    }
+}
+
+/// Runs until SIGTERM or SIGINT; the device itself also ends with its link.
 pub(super) async fn run(args: DeviceArgs) -> anyhow::Result<ExitCode> {
     logging::start();
-    // a device that has lost one of its tasks would carry packets one way only: better gone, and started again
-    let report = std::panic::take_hook();
-    std::panic::set_hook(Box::new(move |panic| {
-        report(panic);
-        std::process::abort();
-    }));
-    let mut terminate = signal(SignalKind::terminate())?;
-    let mut interrupt = signal(SignalKind::interrupt())?;
-    let stopped = async move {
-        tokio::select! {
-            _ = terminate.recv() => {}
-            _ = interrupt.recv() => {}
+    let stopped = stopped()?;
+    match args.standby {
+        Some(socket) => sleep(args.name, socket, stopped).await?,
+        None => {
+            // a device that has lost one of its tasks would carry packets one way only: better gone, and started again
+            let report = std::panic::take_hook();
+            std::panic::set_hook(Box::new(move |panic| {
+                report(panic);
+                std::process::abort();
+            }));
+            let config = DeviceConfig { name: args.name, mtu: args.mtu.min(MAX_MTU) };
+            wg_overlay_userspace::run(config, stopped).await?;
         }
-    };
-    wg_overlay_userspace::run(DeviceConfig { name: args.name, mtu: args.mtu.min(MAX_MTU) }, stopped).await?;
+    }
     Ok(ExitCode::SUCCESS)
+}
+
+async fn sleep(name: String, socket: PathBuf, stopped: impl Future<Output = ()>) -> anyhow::Result<()> {
+    let program = std::env::current_exe().context("can't find this program's own path")?;
+    let device = |mtu: u16| {
+        let mut command = Command::new(&program);
+        command.args(["device", &name, "--mtu", &mtu.to_string()]);
+        command
+    };
+    Ok(standby(Standby { name: name.clone(), socket }, device, stopped).await?)
 }

@@ -58,6 +58,11 @@ pub const KEYS: &[Key] = &[
         help: "who implements WireGuard: kernel, userspace, or auto: the kernel where it can",
     },
     Key {
+        name: "deviceSocket",
+        default: "",
+        help: "where a sleeping `wg-overlay device --standby` is asked for a user-space device; empty: the agent starts a process",
+    },
+    Key {
         name: "overlayCIDRs",
         default: "",
         help: "further networks that overlay addresses may come from: the Go wg-overlay's (100.64.0.0/16) in a migration",

@@ -91,6 +91,7 @@ pub(super) fn config(values: &BTreeMap<&'static str, Raw>, errors: &mut Vec<Stri
         "userspace" => Some(DeviceMode::UserSpace),
         _ => None,
     });
+    let device_socket = p.get("deviceSocket", "an absolute path, or empty", optional_path);
     let overlay_cidrs = p.get("overlayCIDRs", cidrs, networks);
     let listen_port = p.get("listenPort", "a port from 1 to 65535", |t| t.parse().ok().filter(|n| *n != 0));
     let mtu = p.get("mtu", mtu, |t| match t {
@@ -112,10 +113,7 @@ pub(super) fn config(values: &BTreeMap<&'static str, Raw>, errors: &mut Vec<Stri
         _ => Some(Some(t.split(',').map(|n| n.trim().to_owned()).filter(|n| !n.is_empty()).collect())),
     });
     let state_dir = p.get("stateDir", folder, path);
-    let key_file = p.get("keyFile", "an absolute path, or empty", |t| match t {
-        "" => Some(None),
-        _ => path(t).map(Some),
-    });
+    let key_file = p.get("keyFile", "an absolute path, or empty", optional_path);
     let api_server = p.get("apiServer", "a URL such as https://192.0.2.1:6443", |t| match t {
         "" => Some(None),
         _ => (t.starts_with("https://") || t.starts_with("http://")).then(|| Some(t.to_owned())),
@@ -132,6 +130,7 @@ pub(super) fn config(values: &BTreeMap<&'static str, Raw>, errors: &mut Vec<Stri
         node_name: node_name?,
         pod_cidrs: pod_cidrs?,
         device: device?,
+        device_socket: device_socket?,
         overlay_cidrs: overlay_cidrs?,
         listen_port: listen_port?,
         mtu: mtu?,
@@ -188,6 +187,10 @@ fn networks(text: &str) -> Option<BTreeSet<IpNet>> {
 
 fn path(text: &str) -> Option<PathBuf> {
     text.starts_with('/').then(|| PathBuf::from(text))
+}
+
+fn optional_path(text: &str) -> Option<Option<PathBuf>> {
+    if text.is_empty() { Some(None) } else { path(text).map(Some) }
 }
 
 fn address(text: &str) -> Option<SocketAddr> {

@@ -37,8 +37,8 @@ pub enum DeviceError {
         #[source]
         source: io::Error,
     },
-    /// The UAPI socket could not be made.
-    #[error("create the UAPI socket {path}")]
+    /// A socket could not be made.
+    #[error("create the socket {path}")]
     Socket {
         /// Where the socket was to be.
         path: PathBuf,

@@ -5,6 +5,8 @@
 //! gotatun's. It decides nothing about peers, adds no address and no route, and does not raise
 //! the link: the agent treats this device as it treats the kernel's.
 //!
+//! [`standby`] is the other thing it does: it sleeps, small, until a device is asked for, and then runs one as a process.
+//!
 //! It is a crate of its own because it runs as a process of its own, so that a restart of the
 //! agent never touches a tunnel.
 //!
@@ -16,9 +18,11 @@
 mod device;
 mod error;
 mod link;
+mod standby;
 mod tun;
 mod uapi;
 mod udp;
 
 pub use device::{DeviceConfig, MAX_MTU, MIN_MTU, run};
 pub use error::DeviceError;
+pub use standby::{Standby, standby};

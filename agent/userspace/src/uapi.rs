@@ -16,7 +16,7 @@ mod request;
 mod socket;
 
 pub(crate) use control::Control;
-pub(crate) use socket::UapiSocket;
+pub(crate) use socket::{UapiSocket, claim};
 
 use request::Request;
 use rustix::io::Errno;

@@ -26,13 +26,24 @@ impl Node {
     /// # Errors
     /// One runs already, or there is no program.
     pub fn start_agent(&self, flags: &[&str]) -> Result<()> {
+        self.start_agent_by(self.namespace().command(product("wg-overlay")?), flags)
+    }
+
+    /// Likewise in a container, with the rights that a pod of the agent has.
+    ///
+    /// # Errors
+    /// As `start_agent`.
+    pub fn start_contained_agent(&self) -> Result<()> {
+        self.start_agent_by(self.contained()?, &[])
+    }
+
+    fn start_agent_by(&self, mut command: std::process::Command, flags: &[&str]) -> Result<()> {
         if self.agent_runs() {
             bail!("an agent runs on {} already", self.name());
         }
         // YAML holds JSON.
         let config = Value::Object(self.agent_config.borrow().clone());
         fs::write(self.path("/etc/wg-overlay/config.yaml"), format!("{config:#}\n"))?;
-        let mut command = self.namespace().command(product("wg-overlay")?);
         command.args(["agent", "--config", "/etc/wg-overlay/config.yaml"]).args(flags);
         command.env("KUBECONFIG", "/etc/wg-overlay/kubeconfig");
         self.agent.set(Some(self.namespace().spawn(&mut command, &self.log("agent"))?));

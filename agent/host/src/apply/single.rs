@@ -86,8 +86,10 @@ impl Host {
             }
         };
         if !by_kernel {
-            let program = &self.config.device_program;
-            let started = device::start(program, &self.config.state_dir, mtu).await;
+            let started = match &self.config.device_socket {
+                Some(socket) => device::ask(socket, mtu).await,
+                None => device::start(&self.config.device_program, &self.config.state_dir, mtu).await,
+            };
             started.map_err(|source| StepError::Device { step: step.to_string(), source })?;
         }
         self.netlink(step, links::mark(Link::Device)).await?;

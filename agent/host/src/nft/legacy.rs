@@ -25,11 +25,24 @@ pub(super) fn observe(listen_port: u16, found: &mut ObservedRules) {
                     found.host_chains.extend(state.map(|s| (HostChain::Legacy { ipv6, input }, s)));
                 }
                 Err(e) => found.warnings.push(format!(
-                    "the legacy iptables are in use here and may drop pods' packets: {}",
-                    super::with_causes(&e)
+                    "the legacy iptables are in use here and may drop pods' packets: {}{}",
+                    super::with_causes(&e),
+                    hint(&e)
                 )),
             }
         }
+    }
+}
+
+/// In a pod they need CAP_NET_RAW, for the raw socket that they talk over, and their lock /run/xtables.lock.
+fn hint(error: &ProgramError) -> &'static str {
+    match error {
+        ProgramError::Refused { message, .. }
+            if message.contains("Permission denied") || message.contains("lock file") =>
+        {
+            "; in a pod: set the chart's value legacyIptables to true"
+        }
+        _ => "",
     }
 }
 

@@ -90,6 +90,7 @@ pub fn config() -> HostConfig {
         state_dir: PathBuf::from(STATE),
         listen_port: PORT,
         device_mode: DeviceMode::Auto,
+        device_socket: None,
         device_program: device_program(),
     }
 }

@@ -1,5 +1,10 @@
 //! Our links and their addresses: made, adopted, repaired, and told from others'.
 
+use std::{
+    io::{BufRead, BufReader, Write},
+    os::unix::net::UnixListener,
+};
+
 use wg_overlay_host::{Host, HostError, Scope, StepError};
 use wg_overlay_mesh::{Link, Step, cleanup, plan};
 
@@ -19,6 +24,7 @@ pub const TESTS: &[Test] = &[
     ("a_device_made_anew_between_two_readings_is_read_whole", anew),
     ("a_failed_guard_ends_the_plan", guard),
     ("a_link_that_cannot_be_made_leaves_out_its_own_steps_only", missing),
+    ("a_device_that_is_asked_for_and_does_not_come_is_named", asked),
 ];
 
 fn create() {
@@ -251,5 +257,42 @@ fn missing() {
         );
         assert!(words(&failed).contains("/nonexistent"));
         assert!(host.observed().bridge.as_ref().unwrap().up);
+    });
+}
+
+/// Nobody listens, somebody hangs up, somebody answers what went wrong.
+fn asked() {
+    run(async {
+        let mut config = config();
+        config.device_mode = wg_overlay_host::DeviceMode::UserSpace;
+        config.device_socket = Some("/run/device.sock".into());
+        let mut host = Host::open(config).unwrap();
+        let step = Step::CreateLink(Link::Device);
+        let steps = [step, Step::SetMtu(Link::Device, 1400)];
+        let absent = host.apply_all(&steps).await;
+        assert!(
+            matches!(&absent[..], [(_, error)] if error.lacks_device() && error.is_retryable()),
+            "{absent:?}"
+        );
+        assert!(words(&absent).contains("pod on this node isn't up yet"), "{}", words(&absent));
+
+        let listener = UnixListener::bind("/run/device.sock").unwrap();
+        let answers = std::thread::spawn(move || {
+            for answer in ["", "error: no /dev/net/tun\n"] {
+                let mut stream = listener.accept().unwrap().0;
+                let mut question = String::new();
+                BufReader::new(&stream).read_line(&mut question).unwrap();
+                assert_eq!(question, "start mtu=1400\n");
+                stream.write_all(answer.as_bytes()).unwrap();
+            }
+        });
+        assert!(host.apply_all(&steps).await[0].1.lacks_device(), "whoever hangs up is not up");
+        let refused = host.apply_all(&steps).await;
+        assert!(
+            !refused[0].1.lacks_device() && words(&refused).contains("no /dev/net/tun"),
+            "{}",
+            words(&refused)
+        );
+        answers.join().unwrap();
     });
 }

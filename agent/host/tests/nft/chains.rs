@@ -26,6 +26,7 @@ pub const TESTS: &[Test] = &[
     ("iptables_reads_and_writes_beside_our_rules", iptables_beside_ours),
     ("chains_that_drop_nothing_of_ours_are_no_affair_of_ours", no_affair),
     ("missing_legacy_programs_are_a_warning", missing_legacy),
+    ("without_net_raw_the_charts_value_is_named", without_net_raw),
 ];
 
 /// A host firewall that drops.
@@ -204,5 +205,16 @@ fn missing_legacy() {
     let program = std::env::current_exe().unwrap();
     let told = lab.node.sh(&format!("PATH={} WGN_ROLE=observe {}", folder.display(), program.display()));
     assert!(told.contains("iptables-legacy is not in the PATH: install the package `iptables`"), "{told}");
+    assert!(told.contains("nftables ip filter FORWARD Drops"), "the rest is seen: {told}");
+}
+
+/// A pod that may administer the network, and no more: `nft` sees everything, the legacy programs nothing.
+fn without_net_raw() {
+    let lab = Lab::new();
+    lab.node.sh("iptables-legacy -P FORWARD DROP; iptables-nft -P FORWARD DROP");
+    let program = std::env::current_exe().unwrap();
+    let bounded = "setpriv --bounding-set=-all,+net_admin --inh-caps=-all,+net_admin --no-new-privs";
+    let told = lab.node.sh(&format!("WGN_ROLE=observe {bounded} {}", program.display()));
+    assert!(told.contains("set the chart's value legacyIptables to true"), "{told}");
     assert!(told.contains("nftables ip filter FORWARD Drops"), "the rest is seen: {told}");
 }

@@ -41,10 +41,15 @@ impl Drop for UapiSocket {
 }
 
 impl UapiSocket {
-    /// Listens at `/var/run/wireguard/NAME.sock`, in the place of a dead process's socket if need
+    /// Where the device of this name listens: `/var/run/wireguard/NAME.sock`.
+    pub(crate) fn path_of(name: &str) -> PathBuf {
+        Path::new(FOLDER).join(format!("{name}.sock"))
+    }
+
+    /// Listens where the device of this name does, in the place of a dead process's socket if need
     /// be. Only root may connect.
     pub(crate) async fn bind(name: &str) -> Result<Self, DeviceError> {
-        let path = Path::new(FOLDER).join(format!("{name}.sock"));
+        let path = Self::path_of(name);
         match claim(&path) {
             Ok(listener) => Ok(Self { path, listener }),
             Err(source) if source.kind() == io::ErrorKind::AddrInUse => {
@@ -80,11 +85,12 @@ impl UapiSocket {
     }
 }
 
-/// Puts a listening socket at `path`. AddrInUse where a living process has one there.
-fn claim(path: &Path) -> io::Result<UnixListener> {
-    fs::create_dir_all(FOLDER)?;
+/// Puts a listening socket at `path`, for root alone. AddrInUse where a living process has one there.
+pub(crate) fn claim(path: &Path) -> io::Result<UnixListener> {
+    let folder = path.parent().ok_or(io::ErrorKind::InvalidFilename)?;
+    fs::create_dir_all(folder)?;
     // Two starts at once take turns; the lock goes with the descriptor.
-    let folder = File::open(FOLDER)?;
+    let folder = File::open(folder)?;
     folder.lock()?;
     match StdUnixStream::connect(path) {
         Ok(_) => return Err(io::ErrorKind::AddrInUse.into()),
