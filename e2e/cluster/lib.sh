@@ -7,7 +7,6 @@ cache=${WG_OVERLAY_CACHE:-${XDG_CACHE_HOME:-$HOME/.cache}/wg-overlay}
 # The prefix of every namespace and control group; with another one, a second cluster runs beside the first.
 cluster=${WG_OVERLAY_CLUSTER:-wgo}
 state=$cache/cluster; [ "$cluster" = wgo ] || state=$cache/cluster-$cluster
-images=$cache/kube/images
 
 # What `up` was told holds until `down`.
 # shellcheck source=/dev/null
@@ -44,7 +43,12 @@ await() {
 # The pinned modules of the versions asked for; a version's patch level is what its go.mod pins.
 kubernetes_module() { echo "kubernetes-$(cut -d. -f1,2 <<< "${KUBE_VERSION#v}")"; }
 containerd_module() { case ${CONTAINERD_VERSION#v} in 1.7*) echo containerd-1.7 ;; *) echo containerd-2 ;; esac; }
+# pinned_version MODULE DEPENDENCY
+pinned_version() { sed -n "s|^\t*\(require \)\{0,1\}$2 v\([0-9.]*\).*|\2|p" "$here/modules/$1/go.mod"; }
 modules() { echo "$(kubernetes_module) $(containerd_module) etcd coredns cni-plugins"; }
+
+images=$cache/kube/$(kubernetes_module)/images
+sandbox_image=registry.k8s.io/pause:3.10.1
 
 # The folders of the cluster's programs, as PATH has them.
 program_path() {

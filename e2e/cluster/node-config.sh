@@ -12,10 +12,10 @@ containerd_config() {
 
 # restrict_oom_score_adj: without CAP_SYS_RESOURCE runc can't lower it ("can't get final child's PID from pipe: EOF").
 containerd_2_config() {
-  cat << 'TOML'
+  cat << TOML
 version = 3
 [plugins."io.containerd.cri.v1.images".pinned_images]
-  sandbox = "registry.k8s.io/pause:3.10.1"
+  sandbox = "$sandbox_image"
 [plugins."io.containerd.cri.v1.runtime"]
   disable_apparmor = true
   restrict_oom_score_adj = true
@@ -26,10 +26,10 @@ TOML
 }
 
 containerd_1_config() {
-  cat << 'TOML'
+  cat << TOML
 version = 2
 [plugins."io.containerd.grpc.v1.cri"]
-  sandbox_image = "registry.k8s.io/pause:3.10.1"
+  sandbox_image = "$sandbox_image"
   disable_apparmor = true
   restrict_oom_score_adj = true
   tolerate_missing_hugetlb_controller = true
@@ -53,6 +53,7 @@ imageGCHighThresholdPercent: 100
 evictionHard: {nodefs.available: "0%", nodefs.inodesFree: "0%", imagefs.available: "0%", imagefs.inodesFree: "0%"}
 enforceNodeAllocatable: [pods]
 maxPods: 200
+registerWithTaints: $([ "$NODE" = cp ] && echo '[{key: node-role.kubernetes.io/control-plane, effect: NoSchedule}]' || echo '[]')
 resolvConf: /run/resolv.conf
 clusterDNS: [$dns_service]
 clusterDomain: cluster.local

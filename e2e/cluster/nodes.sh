@@ -4,7 +4,7 @@
 node_names() { local folder; for folder in "$state"/nodes/*/; do [ -d "$folder" ] && basename "$folder"; done; true; }
 node_is_up() { pid_of "node-$1" > /dev/null; }
 
-# The last part of a node's addresses: 11 for n1; each new address of the same node is 10 further.
+# The last part of a node's addresses: 1 for cp, 11 for n1; each new address of the same node is 10 further.
 host_part() { cat "$state/nodes/$1/host"; }
 
 # in_node NODE COMMAND...: in all of its namespaces.
@@ -20,14 +20,14 @@ in_node() {
 create_node() {
   local folder=$state/nodes/$1
   mkdir -p "$folder"/{images,var/lib/kubelet,var/log,opt/cni/bin,etc}
-  echo "$((10 + ${1#n}))" > "$folder/host"
+  if [ "$1" = cp ]; then echo 1; else echo $((10 + ${1#n})); fi > "$folder/host"
   create_user "node-$1" "/O=system:nodes/CN=system:node:$1"
 }
 
 boot_node() {
   local node=$1 host
   host=$(host_part "$node")
-  plug_in "$node" "172.30.0.$host" "fd00:30::$host"
+  namespace_exists "$cluster-$node" || plug_in "$node" "172.30.0.$host" "fd00:30::$host"
   rm -f "$state/nodes/$node/booted"
   start_process "node-$node" nsenter --net="/run/netns/$cluster-$node" \
     unshare --mount --pid --uts --ipc --fork --kill-child --propagation private env NODE="$node" "$here/node" boot
@@ -60,6 +60,7 @@ load_images() {
 
 # A crash: everything in the node ends at once, and its port on the switch is gone.
 crash_node() {
+  [ "$1" != cp ] || fail "the control plane is no node to crash: api stop"
   node_is_up "$1" || fail "node $1 does not run"
   stop_process "node-$1" KILL
   unplug "$1"
@@ -83,7 +84,7 @@ nodes_are_ready() {
 # Control groups of nodes, below each hierarchy (v1) or the only one (v2). A dying process holds its group for a moment.
 remove_control_groups() {
   local group
-  for group in /sys/fs/cgroup/{,*/}"$cluster"-n[0-9]; do
+  for group in /sys/fs/cgroup/{,*/}"$cluster"-{cp,n[0-9]}; do
     await 10 remove_control_group "$group" || fail "control group $group is still in use"
   done
 }
