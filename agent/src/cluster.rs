@@ -29,7 +29,7 @@ use wg_overlay_mesh::ClusterView;
 
 pub use events::Reporter;
 pub use kubeadm::{ClusterNetworks, cluster_networks, learn_networks};
-pub use node::SlimNode;
+pub use node::{NetworkCondition, SlimNode};
 pub use publish::{Publisher, withdraw};
 pub(crate) use watch::chain;
 pub use watch::{list, watch};
@@ -79,12 +79,15 @@ where
     Ok(ClientBuilder::new(service, config.default_namespace).build())
 }
 
-/// The Nodes as last heard of, shared between the watch and the reconciler.
-#[derive(Clone, Default)]
+/// The Nodes as last heard of, shared between the watch, the reconciler and the publisher.
+#[derive(Clone)]
 pub struct Nodes(Arc<Inner>);
 
-#[derive(Default)]
 struct Inner {
+    /// The name of this node's own.
+    own: String,
+    /// This node's own condition NetworkUnavailable.
+    network: Mutex<Option<NetworkCondition>>,
     /// `None` until the first full list is in.
     view: Mutex<Option<ClusterView>>,
     changed: Notify,
@@ -92,6 +95,34 @@ struct Inner {
 }
 
 impl Nodes {
+    /// No Nodes yet; `own` is the name of this node's.
+    pub fn new(own: &str) -> Self {
+        Self(Arc::new(Inner {
+            own: own.to_owned(),
+            network: Mutex::default(),
+            view: Mutex::default(),
+            changed: Notify::new(),
+            stale: Notify::new(),
+        }))
+    }
+
+    /// This node's own condition NetworkUnavailable.
+    pub fn network(&self) -> Option<NetworkCondition> {
+        self.0.network.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// Takes the condition of this Node, if it is this node's own. Somebody else's change wakes the reconciler.
+    fn note_network(&self, name: &str, condition: Option<NetworkCondition>) {
+        if name != self.0.own {
+            return;
+        }
+        let mut known = self.0.network.lock().unwrap_or_else(PoisonError::into_inner);
+        if *known != condition {
+            *known = condition;
+            self.wake();
+        }
+    }
+
     /// Reads the view; `None` before the first full list.
     pub fn read<T>(&self, read: impl FnOnce(Option<&ClusterView>) -> T) -> T {
         read(self.0.view.lock().unwrap_or_else(PoisonError::into_inner).as_ref())

@@ -91,12 +91,16 @@ pub fn rival(config: &Config) -> Option<PathBuf> {
 /// Removes the conflist, then the plugin.
 ///
 /// # Errors
-/// Where a file is there and can't be removed.
+/// Where a file is there and can't be removed; it names the file.
 pub fn uninstall(config: &Config) -> io::Result<()> {
     for file in [config.cni_conf_dir.join(CONFLIST), config.cni_bin_dir.join(PLUGIN)] {
-        match fs::remove_file(&file) {
-            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
-            _ => {}
+        for path in [temporary(&file), file] {
+            match fs::remove_file(&path) {
+                Err(error) if error.kind() != io::ErrorKind::NotFound => {
+                    return Err(io::Error::new(error.kind(), format!("{}: {error}", path.display())));
+                }
+                _ => {}
+            }
         }
     }
     Ok(())
@@ -140,10 +144,8 @@ fn replace(path: &Path, content: &[u8], mode: u32) -> Result<(), InstallError> {
         return Ok(());
     }
     let write = || -> io::Result<()> {
-        let folder = path.parent().unwrap_or(Path::new("/"));
-        fs::create_dir_all(folder)?;
-        let name = path.file_name().and_then(|n| n.to_str()).unwrap_or_default();
-        let temporary = folder.join(format!(".{name}.new"));
+        fs::create_dir_all(path.parent().unwrap_or(Path::new("/")))?;
+        let temporary = temporary(path);
         let mut file = fs::File::create(&temporary)?;
         file.write_all(content)?;
         file.set_permissions(fs::Permissions::from_mode(mode))?;
@@ -152,6 +154,12 @@ fn replace(path: &Path, content: &[u8], mode: u32) -> Result<(), InstallError> {
         fs::rename(&temporary, path)
     };
     write().map_err(|source| InstallError::Write { path: path.to_owned(), source })
+}
+
+/// In the same folder, and of no name that a runtime reads.
+fn temporary(path: &Path) -> PathBuf {
+    let name = path.file_name().and_then(|n| n.to_str()).unwrap_or_default();
+    path.with_file_name(format!(".{name}.new"))
 }
 
 #[cfg(test)]

@@ -127,6 +127,11 @@ fn write(file: &Path, key: &PrivateKey, owner: &Owner<'_>) -> io::Result<()> {
     fs::rename(&temporary, file)
 }
 
+/// Every file that the key's may have left: itself, one that was set aside, one that was never put in its place.
+pub fn files(file: &Path) -> [PathBuf; 3] {
+    [file.to_owned(), beside(file, "unusable"), beside(file, "new")]
+}
+
 fn beside(file: &Path, suffix: &str) -> PathBuf {
     let mut name = file.as_os_str().to_owned();
     name.push(".");

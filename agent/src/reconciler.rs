@@ -235,7 +235,7 @@ impl Reconciler {
         self.clear("kernel");
         let installed = self.install_cni(full).await;
         if let Some(decision) = &self.last.decision {
-            self.publisher.want(&decision.advertisement);
+            self.publisher.want(&decision.advertisement, installed && self.is_ready());
         }
         self.set_state(if self.has_problems() { State::Degraded } else { State::Converged });
         match installed {

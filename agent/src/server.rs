@@ -66,6 +66,16 @@ pub async fn serve(config: &Config, ask: Ask) -> anyhow::Result<()> {
     Ok(())
 }
 
+/// Says at `/readyz` that a cleanup is done, until the process ends.
+///
+/// # Errors
+/// Where the address can't be bound.
+pub async fn serve_done(address: SocketAddr) -> anyhow::Result<()> {
+    let listener = bind(address).await.context("healthAddress")?;
+    let app = Router::new().route("/readyz", get(async || "everything is removed\n"));
+    Ok(axum::serve(listener, app).await?)
+}
+
 async fn bind(address: SocketAddr) -> anyhow::Result<TcpListener> {
     match TcpListener::bind(address).await {
         // a kernel without IPv6: every address is then every IPv4 address

@@ -271,18 +271,28 @@ async fn events_and_configmaps_are_kept_by_namespace() {
 async fn conditions_are_merged_by_type() {
     let api = server();
     add_nodes(&api, 0..1).await;
-    for condition in [("Ready", "True"), ("NetworkUnavailable", "True"), ("NetworkUnavailable", "False")] {
-        let patch = json!({ "status": { "conditions": [{ "type": condition.0, "status": condition.1 }] } });
+    let condition = |kind: &str, status: &str| json!({ "type": kind, "status": status });
+    let network = |status: &str| condition("NetworkUnavailable", status);
+    let delete = json!({ "type": "NetworkUnavailable", "$patch": "delete" });
+    let (ready, missing) = (condition("Ready", "True"), json!({ "type": "Missing", "$patch": "delete" }));
+    let steps = [
+        (delete.clone(), json!([])),
+        (ready.clone(), json!([ready])),
+        (network("True"), json!([ready, network("True")])),
+        (network("False"), json!([ready, network("False")])),
+        (missing, json!([ready, network("False")])),
+        (delete, json!([ready])),
+    ];
+    for (condition, wanted) in steps {
+        let patch = json!({ "status": { "conditions": [condition] } });
         let mut request = request("PATCH", "/api/v1/nodes/n000/status", &patch);
         request
             .headers_mut()
             .insert("content-type", "application/strategic-merge-patch+json".parse().unwrap());
         assert_eq!(api.router().oneshot(request).await.unwrap().status(), 200);
+        let (_, node) = get(&api, "/api/v1/nodes/n000").await;
+        assert_eq!(node["status"]["conditions"], wanted);
     }
-    let (_, node) = get(&api, "/api/v1/nodes/n000").await;
-    let wanted =
-        json!([{ "type": "Ready", "status": "True" }, { "type": "NetworkUnavailable", "status": "False" }]);
-    assert_eq!(node["status"]["conditions"], wanted);
 }
 
 #[tokio::test]

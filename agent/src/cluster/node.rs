@@ -18,6 +18,17 @@ pub struct SlimNode {
     metadata: ObjectMeta,
     /// What decisions need of it.
     pub record: NodeRecord,
+    /// Its condition NetworkUnavailable.
+    pub network: Option<NetworkCondition>,
+}
+
+/// The condition NetworkUnavailable of a Node, as far as it is read.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct NetworkCondition {
+    /// `True`, `False` or `Unknown`.
+    pub status: String,
+    /// Who says so, in one word.
+    pub reason: String,
 }
 
 #[derive(Deserialize)]
@@ -52,7 +63,54 @@ struct WireSpec {
 struct WireStatus {
     #[serde(default)]
     addresses: Vec<WireAddress>,
+    #[serde(default)]
+    conditions: RelevantCondition,
 }
+
+#[derive(Default)]
+struct RelevantCondition(Option<NetworkCondition>);
+
+#[derive(Deserialize)]
+struct WireCondition<'a> {
+    #[serde(borrow, rename = "type")]
+    kind: Cow<'a, str>,
+    #[serde(borrow, default)]
+    status: Cow<'a, str>,
+    #[serde(borrow, default)]
+    reason: Cow<'a, str>,
+}
+
+impl<'de> Deserialize<'de> for RelevantCondition {
+    fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct Visitor;
+        impl<'de> serde::de::Visitor<'de> for Visitor {
+            type Value = RelevantCondition;
+
+            fn expecting(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+                f.write_str("conditions")
+            }
+
+            fn visit_unit<E>(self) -> Result<Self::Value, E> {
+                Ok(RelevantCondition::default())
+            }
+
+            fn visit_seq<A: serde::de::SeqAccess<'de>>(self, mut seq: A) -> Result<Self::Value, A::Error> {
+                let mut kept = RelevantCondition::default();
+                while let Some(condition) = seq.next_element::<WireCondition<'de>>()? {
+                    if condition.kind == NETWORK_UNAVAILABLE {
+                        let (status, reason) = (condition.status.into_owned(), condition.reason.into_owned());
+                        kept.0 = Some(NetworkCondition { status, reason });
+                    }
+                }
+                Ok(kept)
+            }
+        }
+        deserializer.deserialize_any(Visitor)
+    }
+}
+
+/// The condition that keeps pods off a Node: the scheduler's taint `node.kubernetes.io/network-unavailable` follows it.
+pub(super) const NETWORK_UNAVAILABLE: &str = "NetworkUnavailable";
 
 #[derive(Deserialize)]
 struct WireAddress {
@@ -110,6 +168,7 @@ impl From<Wire> for SlimNode {
             cidrs => cidrs,
         };
         Self {
+            network: wire.status.conditions.0,
             record: NodeRecord {
                 created: wire.metadata.creation_timestamp.map_or(i64::MAX, |t| t.0.as_second()),
                 internal_ips: addresses("InternalIP"),
@@ -168,20 +227,26 @@ mod tests {
               "creationTimestamp":"2026-01-02T03:04:05Z","labels":{"a":"b"},
               "annotations":{"wg-overlay.io/public-key":"k","wireguard-ip":"1","other":"x"}},
               "spec":{"podCIDR":"10.0.1.0/24","podCIDRs":["10.0.1.0/24"]},
-              "status":{"addresses":[{"type":"InternalIP","address":"192.0.2.1"},{"type":"Hostname","address":"w"}]}}"#,
+              "status":{"addresses":[{"type":"InternalIP","address":"192.0.2.1"},{"type":"Hostname","address":"w"}],
+              "conditions":[{"type":"Ready","status":"True","message":"m"},
+              {"type":"NetworkUnavailable","status":"False","reason":"\u0057gOverlayIsUp","message":"m"}]}}"#,
         )
         .unwrap();
         assert_eq!(node.record.annotations.len(), 2);
         assert_eq!(node.record.internal_ips, ["192.0.2.1"]);
         assert_eq!(node.record.pod_cidrs, ["10.0.1.0/24"]);
         assert_eq!(node.record.created, 1_767_323_045);
+        let network = NetworkCondition { status: "False".into(), reason: "WgOverlayIsUp".into() };
+        assert_eq!(node.network, Some(network));
         assert_eq!(node.meta().resource_version.as_deref(), Some("7"));
     }
 
     #[test]
     fn a_node_that_says_nothing_is_read_too() {
-        let node: SlimNode = serde_json::from_str(r#"{"metadata":{"name":"w","annotations":null}}"#).unwrap();
+        let text = r#"{"metadata":{"name":"w","annotations":null},"status":{"conditions":null}}"#;
+        let node: SlimNode = serde_json::from_str(text).unwrap();
         assert_eq!(node.record, NodeRecord { created: i64::MAX, ..NodeRecord::default() });
+        assert_eq!(node.network, None);
     }
 
     #[test]

@@ -1,4 +1,5 @@
-//! What this node says of itself: a merge patch on `nodes/status`, only where it differs.
+//! What this node says of itself: annotations, and that its network works; a patch on `nodes/status`, only where it
+//! differs.
 //!
 //! A task of its own, so that an API server that doesn't answer never holds up the kernel's work.
 
@@ -8,12 +9,16 @@ use std::{
     time::Duration,
 };
 
-use k8s_openapi::api::core::v1::Node;
+use k8s_openapi::{
+    api::core::v1::{Node, NodeCondition},
+    apimachinery::pkg::apis::meta::v1::Time,
+    jiff::Timestamp,
+};
 use kube::{
     Api, Client,
     api::{Patch, PatchParams},
 };
-use serde_json::json;
+use serde_json::{Value, json};
 use tokio::{
     sync::watch,
     time::{sleep, timeout},
@@ -21,7 +26,7 @@ use tokio::{
 use tracing::{info, warn};
 use wg_overlay_mesh::{Advertisement, annotation};
 
-use super::{Nodes, chain};
+use super::{NetworkCondition, Nodes, SlimNode, chain, node::NETWORK_UNAVAILABLE};
 
 /// The API server answers a patch in milliseconds; after this long it is taken as gone.
 const PATIENCE: Duration = Duration::from_secs(10);
@@ -29,9 +34,20 @@ const PATIENCE: Duration = Duration::from_secs(10);
 const FIRST_RETRY: Duration = Duration::from_secs(1);
 const LAST_RETRY: Duration = Duration::from_secs(15);
 
+/// The reason by which our condition is known as ours.
+const REASON: &str = "WgOverlayIsUp";
+
+/// What is to be published.
+#[derive(Clone)]
+struct Wanted {
+    advertisement: Advertisement,
+    /// Whether the network of this node carries pods' traffic.
+    ready: bool,
+}
+
 /// The reconciler's end of the publishing task.
 pub struct Publisher {
-    wanted: watch::Sender<Option<Advertisement>>,
+    wanted: watch::Sender<Option<Wanted>>,
     problem: Arc<Mutex<Option<String>>>,
 }
 
@@ -59,9 +75,10 @@ impl Publisher {
         Self { wanted, problem }
     }
 
-    /// Says what is to be published; it is compared with the Node's annotations again at each call.
-    pub fn want(&self, advertisement: &Advertisement) {
-        self.wanted.send_replace(Some(advertisement.clone()));
+    /// Says what is to be published; it is compared with the Node again at each call. A node that was ready once stays
+    /// so for the scheduler: a fault of the agent is no reason to keep pods off.
+    pub fn want(&self, advertisement: &Advertisement, ready: bool) {
+        self.wanted.send_replace(Some(Wanted { advertisement: advertisement.clone(), ready }));
     }
 
     /// What keeps it from being published, if something does.
@@ -80,20 +97,23 @@ struct Task {
 
 impl Task {
     /// Returns whether the Node says what it should.
-    async fn publish(&self, wanted: Option<Advertisement>) -> bool {
-        let Some(wanted) = wanted.map(|a| a.annotations(self.legacy)) else { return true };
+    async fn publish(&self, wanted: Option<Wanted>) -> bool {
+        let Some(Wanted { advertisement, ready }) = wanted else { return true };
+        let wanted = advertisement.annotations(self.legacy);
         let found =
             self.nodes.read(|view| view.and_then(|v| v.get(&self.node)).map(|r| r.annotations.clone()));
         // without a Node there is nothing to write on; its coming wakes the reconciler, and that this task
         let Some(found) = found else { return true };
         let differing: BTreeMap<_, _> =
             wanted.into_iter().filter(|(name, value)| found.get(name) != Some(value)).collect();
-        let problem = if differing.is_empty() {
+        let up = ready && is_due(self.nodes.network().as_ref());
+        let problem = if differing.is_empty() && !up {
             None
         } else {
-            match timeout(PATIENCE, patch(&self.client, &self.node, json!(differing))).await {
+            let conditions = if up { vec![json!(condition())] } else { vec![] };
+            match timeout(PATIENCE, patch(&self.client, &self.node, json!(differing), conditions)).await {
                 Ok(Ok(())) => {
-                    info!(node = self.node, annotations = ?differing.keys(), "published");
+                    info!(node = self.node, annotations = ?differing.keys(), up, "published");
                     None
                 }
                 Ok(Err(error)) => Some(chain(&error)),
@@ -110,24 +130,64 @@ impl Task {
     }
 }
 
-/// Removes what the agent wrote from its Node. What a person wrote stays.
+/// Whether our condition is to be written: a cloud's route controller says True for a Node without a route of its own. A
+/// False is left to whoever says so.
+fn is_due(found: Option<&NetworkCondition>) -> bool {
+    found.is_none_or(|condition| condition.status != "False")
+}
+
+/// That pods may be scheduled here. It is written only where the status changes, so that this is its transition.
+fn condition() -> NodeCondition {
+    let now = Some(Time(Timestamp::now()));
+    NodeCondition {
+        type_: NETWORK_UNAVAILABLE.into(),
+        status: "False".into(),
+        reason: Some(REASON.into()),
+        message: Some("wg-overlay carries pod traffic".into()),
+        last_heartbeat_time: now.clone(),
+        last_transition_time: now,
+    }
+}
+
+/// Removes what the agent wrote from its Node, and looks again: a last patch of the agent may have been under way. What a
+/// person or another controller wrote stays. Returns whether there was anything.
 ///
 /// # Errors
-/// What the API server answers.
-pub async fn withdraw(client: &Client, node: &str, legacy: bool) -> Result<(), kube::Error> {
+/// What the API server answers; a Node that is gone is none.
+pub async fn withdraw(client: &Client, node: &str, legacy: bool) -> Result<bool, kube::Error> {
     let mut names =
         vec![annotation::PUBLIC_KEY, annotation::OVERLAY_IPS, annotation::LISTEN_PORT, annotation::MTU];
     if legacy {
         names.extend([annotation::LEGACY_PUBLIC_KEY, annotation::LEGACY_OVERLAY_IP]);
     }
-    let gone: BTreeMap<_, _> = names.into_iter().map(|name| (name, serde_json::Value::Null)).collect();
-    patch(client, node, json!(gone)).await
+    let mut found = false;
+    loop {
+        let Some(now) = Api::<SlimNode>::all(client.clone()).get_opt(node).await? else { return Ok(found) };
+        let held = names.iter().filter(|name| now.record.annotations.contains_key(**name));
+        let gone: BTreeMap<_, _> = held.map(|name| (*name, Value::Null)).collect();
+        let ours = now.network.is_some_and(|condition| condition.reason == REASON);
+        if gone.is_empty() && !ours {
+            return Ok(found);
+        }
+        found = true;
+        let delete = json!({ "$patch": "delete", "type": NETWORK_UNAVAILABLE });
+        patch(client, node, json!(gone), if ours { vec![delete] } else { vec![] }).await?;
+    }
 }
 
-async fn patch(client: &Client, node: &str, annotations: serde_json::Value) -> Result<(), kube::Error> {
-    let patch = json!({ "metadata": { "annotations": annotations } });
+/// A strategic merge patch: it merges conditions by their type, and leaves the others alone.
+async fn patch(
+    client: &Client,
+    node: &str,
+    annotations: Value,
+    conditions: Vec<Value>,
+) -> Result<(), kube::Error> {
+    let mut patch = json!({ "metadata": { "annotations": annotations } });
+    if let Some(patch) = patch.as_object_mut().filter(|_| !conditions.is_empty()) {
+        patch.insert("status".into(), json!({ "conditions": conditions }));
+    }
     Api::<Node>::all(client.clone())
-        .patch_status(node, &PatchParams::default(), &Patch::Merge(&patch))
+        .patch_status(node, &PatchParams::default(), &Patch::Strategic(&patch))
         .await?;
     Ok(())
 }

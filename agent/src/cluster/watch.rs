@@ -108,7 +108,9 @@ fn take(event: Event<SlimNode>, initial: &mut ClusterView, nodes: &Nodes) {
     match event {
         Event::Init => initial.clear(),
         Event::InitApply(node) => {
-            initial.insert(node.name_any(), node.record);
+            let name = node.name_any();
+            nodes.note_network(&name, node.network);
+            initial.insert(name, node.record);
         }
         Event::InitDone => {
             let complete = std::mem::take(initial);
@@ -118,8 +120,13 @@ fn take(event: Event<SlimNode>, initial: &mut ClusterView, nodes: &Nodes) {
                 differs
             });
         }
-        Event::Apply(node) => nodes.update(|view| apply(view, node.name_any(), node.record)),
+        Event::Apply(node) => {
+            let name = node.name_any();
+            nodes.note_network(&name, node.network);
+            nodes.update(|view| apply(view, name, node.record));
+        }
         Event::Delete(node) => {
+            nodes.note_network(&node.name_any(), None);
             nodes.update(|view| view.as_mut().is_some_and(|v| v.remove(&node.name_any()).is_some()));
         }
     }

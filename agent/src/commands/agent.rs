@@ -35,7 +35,7 @@ pub async fn run(config: Config) -> anyhow::Result<ExitCode> {
     let local = local(&config, identity.key.public_key());
     host.set_private_key(identity.key);
 
-    let nodes = Nodes::default();
+    let nodes = Nodes::new(&config.node_name);
     let resolver = Resolver::default();
     let (ask, asked) = mpsc::channel(16);
     server::serve(&config, ask).await?;

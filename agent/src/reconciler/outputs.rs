@@ -115,7 +115,7 @@ impl Reconciler {
     }
 
     /// Whether this node's own device, guards and valid peers are programmed, and pods are attached.
-    fn is_ready(&self) -> bool {
+    pub(super) fn is_ready(&self) -> bool {
         let broken = ["kernel", "node", "cni"]
             .iter()
             .any(|source| self.last.problems.get(source).is_some_and(|p| !p.is_empty()));

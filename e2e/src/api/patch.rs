@@ -19,7 +19,8 @@ pub enum Part {
 pub enum Format {
     /// RFC 7396.
     Merge,
-    /// A merge patch in which `status.conditions` and `status.addresses` are merged by `type`.
+    /// A merge patch in which `status.conditions` and `status.addresses` are merged by `type`, and an item with
+    /// `$patch: delete` goes.
     Strategic,
 }
 
@@ -38,9 +39,8 @@ impl Format {
 pub fn apply(old: &Value, mut patch: Value, format: Format) -> Value {
     if matches!(format, Format::Strategic) {
         for list in ["/status/conditions", "/status/addresses"] {
-            if let (Some(Value::Array(old)), Some(Value::Array(new))) =
-                (old.pointer(list), patch.pointer_mut(list))
-            {
+            if let Some(Value::Array(new)) = patch.pointer_mut(list) {
+                let old = old.pointer(list).and_then(Value::as_array).map(Vec::as_slice).unwrap_or_default();
                 *new = merge_by_type(old, new);
             }
         }
@@ -82,6 +82,10 @@ pub fn wrong_metadata(object: &Value) -> Option<String> {
 fn merge_by_type(old: &[Value], new: &[Value]) -> Vec<Value> {
     let mut merged = old.to_vec();
     for item in new {
+        if item.get("$patch").is_some_and(|directive| directive == "delete") {
+            merged.retain(|held| held.get("type") != item.get("type"));
+            continue;
+        }
         match merged.iter_mut().find(|held| held.get("type") == item.get("type")) {
             Some(held) => json_patch::merge(held, item),
             None => merged.push(item.clone()),

@@ -9,11 +9,16 @@ use wg_overlay_e2e::lab::{Lab, LabConfig, Node, eventually};
 use wg_overlay_e2e::suite::{Case, skip};
 
 use crate::cluster::{PATIENCE, await_peers, ping_all, pods, status};
-use crate::look::{ensure_lossless, probing};
+use crate::look::{ensure_lossless, http, probing};
 
 pub fn cases() -> Vec<Case> {
     vec![
         Case::new("in_a_container_the_agent_needs_net_admin_alone", &["ping", "setpriv"], net_admin),
+        Case::new(
+            "a_contained_cleanup_stays_and_says_when_it_is_done",
+            &["ping", "setpriv", "bash"],
+            cleanup,
+        ),
         Case::new("the_device_of_another_container_is_asked_for", &["ping", "setpriv"], standby),
     ]
 }
@@ -92,6 +97,65 @@ fn agent_process(node: &Node) -> Result<String> {
 
 fn status_problems(node: &Node) -> Result<Vec<String>> {
     Ok(serde_json::from_value(status(node)?["problems"].clone())?)
+}
+
+fn cleanup() -> Result<()> {
+    contained(|lab| {
+        let node = lab.node(1)?;
+        for node in lab.nodes() {
+            start_device(node)?;
+            node.start_contained_agent()?;
+        }
+        lab.nodes().iter().try_for_each(|node| await_peers(node, 1))?;
+        let start = |force: &str| {
+            let mut command = node.contained()?;
+            command.args(["cleanup", "--stay", "--config", "/etc/wg-overlay/config.yaml"]);
+            command.env("WG_OVERLAY_CLEANUP_FORCE", force);
+            node.namespace().spawn(&mut command, &node.log("cleanup"))
+        };
+        let log = || fs::read_to_string(node.log("cleanup")).unwrap_or_default();
+        let says = |words: &str| {
+            eventually(PATIENCE, &format!("cleanup says: {words}"), || {
+                ensure!(log().contains(words), "{}", log());
+                Ok(())
+            })
+        };
+        // It waits for the agent, then refuses to take the network from a pod.
+        let pod = node.add_pod("held")?;
+        let waiting = start("false")?;
+        says("waiting for its end")?;
+        ensure!(status(node)?["ready"] == true, "the agent is not as it was");
+        node.stop_agent()?;
+        ensure!(!node.namespace().wait(waiting)?.success(), "it went on: {}", log());
+        says(&format!("1 pods are attached ({})", pod.ips()[0]))?;
+        ensure!(node.exec("ip", ["-br", "link"])?.contains("wgo0"), "it removed something: {}", log());
+
+        // Twice, since a container that ends is started again.
+        for _ in 0..2 {
+            let forced = start("true")?;
+            let done = || http(node, 9821, "/readyz");
+            eventually(PATIENCE, "cleanup is ready", || {
+                ensure!(done()? == "everything is removed\n", "{}", log());
+                Ok(())
+            })?;
+            kill_process(Pid::from_raw(forced.cast_signed()).context("a process id")?, Signal::TERM)?;
+            let status = node.namespace().wait(forced)?;
+            ensure!(status.success(), "it ended with {status}: {}", log());
+        }
+        let left = "ip -br link | grep wg; nft list tables | grep wg-overlay; find /etc/cni/net.d /opt/cni/bin /var/lib/wg-overlay -type f";
+        let left = node.exec("bash", ["-c", &format!("{{ {left}; }} || true")])?;
+        ensure!(left.is_empty(), "left: {left}");
+        let node = lab.api().node("n1")?;
+        let ours = [&node["metadata"]["annotations"], &node["status"]["conditions"]]
+            .map(ToString::to_string)
+            .concat();
+        ensure!(!ours.contains("overlay") && !ours.contains("Network"), "left on the Node: {ours}");
+
+        // The device has gone back to sleep, and an agent that comes back finds it.
+        let node = lab.node(1)?;
+        node.start_contained_agent()?;
+        await_peers(node, 1)
+    })
 }
 
 fn standby() -> Result<()> {

@@ -4,6 +4,8 @@
 mod change;
 #[path = "nodes/come_and_go.rs"]
 mod come_and_go;
+#[path = "nodes/condition.rs"]
+mod condition;
 #[path = "nodes/families.rs"]
 mod families;
 #[path = "nodes/quiet.rs"]
@@ -12,5 +14,8 @@ mod quiet;
 use wg_overlay_e2e::suite::Case;
 
 pub fn cases() -> Vec<Case> {
-    [come_and_go::cases(), change::cases(), families::cases(), quiet::cases()].into_iter().flatten().collect()
+    [come_and_go::cases(), change::cases(), condition::cases(), families::cases(), quiet::cases()]
+        .into_iter()
+        .flatten()
+        .collect()
 }

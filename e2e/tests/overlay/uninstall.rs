@@ -38,6 +38,11 @@ fn refuses() -> Result<()> {
         node.stop_agent()?;
         let said = cleanup(node, &[])?;
         ensure!(said.code != Some(0) && said.err.contains("--force"), "with a pod: {}", said.err);
+        let named = pods
+            .iter()
+            .filter(|pod| pod.node() == "n1")
+            .all(|pod| said.err.contains(&pod.ips()[0].to_string()));
+        ensure!(named, "it does not name the pod by its address: {}", said.err);
         // Neither refusal has changed anything.
         ping_all(&pods)?;
         let said = cleanup(node, &["--force"])?;
@@ -89,9 +94,14 @@ fn as_it_was() -> Result<()> {
         // A user-space device that lost its link ends, and its socket goes, a moment later.
         eventually(PATIENCE, "the node is as it was", || same(&before, &everything(node)?))?;
         let left = lab.api().node("n1")?["metadata"]["annotations"].clone();
+        let conditions = lab.api().node("n1")?["status"]["conditions"].clone();
+        ensure!(!conditions.to_string().contains("NetworkUnavailable"), "a condition is left: {conditions}");
         let none = |value: &serde_json::Value| value.as_object().is_none_or(Map::is_empty);
         ensure!(left == annotated || (none(&left) && none(&annotated)), "annotations are left: {left}");
+        lab.api().clear_requests()?;
         let again = cleanup(node, &[])?;
+        let requests = lab.api().requests()?;
+        ensure!(requests.iter().all(|r| r["method"] == "GET"), "the second time writes: {requests:?}");
         ensure!(again.code == Some(0), "cleanup again: {}{}", again.out, again.err);
         same(&before, &everything(node)?)
     })
