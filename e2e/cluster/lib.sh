@@ -15,6 +15,8 @@ KUBE_VERSION=${KUBE_VERSION:-1.36}
 CONTAINERD_VERSION=${CONTAINERD_VERSION:-2}
 PROXY_MODE=${PROXY_MODE:-nftables}
 
+gateway4=172.30.0.254
+gateway6=fd00:30::fe
 control_plane4=172.30.0.1
 control_plane6=fd00:30::1
 pod_networks=10.244.0.0/16,fd00:244::/56

@@ -1,4 +1,5 @@
-# Sourced: the underlay, one bridge in a namespace of its own with a port for each machine.
+# Sourced: the underlay, one bridge in a namespace of its own with a port for each machine. The bridge is their default
+# gateway, so that service addresses have a route; it forwards nothing.
 # shellcheck shell=bash
 
 namespace_exists() { [ -e "/run/netns/$1" ]; }
@@ -6,7 +7,10 @@ namespace_exists() { [ -e "/run/netns/$1" ]; }
 create_switch() {
   ip netns add "$cluster-sw"
   ip -n "$cluster-sw" link add br0 type bridge
+  ip -n "$cluster-sw" address add "$gateway4/24" dev br0
+  ip -n "$cluster-sw" address add "$gateway6/64" dev br0 nodad
   ip -n "$cluster-sw" link set br0 up
+  nsenter --net="/run/netns/$cluster-sw" sysctl -qw net.ipv4.ip_forward=0
 }
 
 # plug_in MACHINE IPV4 IPV6: a namespace whose eth0 hangs on the switch's port of the same name.
@@ -21,9 +25,8 @@ plug_in() {
   ip -n "$namespace" address add "$2/24" dev eth0
   ip -n "$namespace" address add "$3/64" dev eth0 nodad
   ip -n "$namespace" link set eth0 up
-  [ "$1" = cp ] && return
-  ip -n "$namespace" route add default via "$control_plane4"
-  ip -n "$namespace" -6 route add default via "$control_plane6"
+  ip -n "$namespace" route add default via "$gateway4"
+  ip -n "$namespace" -6 route add default via "$gateway6"
 }
 
 unplug() {
