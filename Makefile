@@ -1,7 +1,11 @@
-# make demo   shows the main job on one machine, without Kubernetes (root)
-# make test   runs every test, and names what could not run (root)
-# make lint   rustfmt, clippy, cargo-deny
-# make build  target/dist/wg-overlay and target/dist/wg-overlay-cni, static
+# make demo          shows the main job on one machine, without Kubernetes (root)
+# make test          runs every test, and names what could not run (root)
+# make lint          rustfmt, clippy, cargo-deny
+# make build         target/dist/wg-overlay and target/dist/wg-overlay-cni, static
+# make cluster       a Kubernetes of three nodes in namespaces, with wg-overlay as its network (root)
+# make e2e           upstream's network tests and ours on that cluster (root)
+# make e2e-full      more of them, iptables mode and an older Kubernetes too (root)
+# make cluster-down  ends the cluster and leaves nothing of it
 .DEFAULT_GOAL := help
 SHELL := bash
 .SHELLFLAGS := -euo pipefail -c
@@ -20,7 +24,7 @@ export WG_OVERLAY_E2E_BIN_DIR := $(RELEASE)
 # ring's C parts, for a static target
 export CC_$(subst -,_,$(TRIPLE)) := musl-gcc
 
-.PHONY: help demo test lint build prerequisites units namespaces cni-spec overlay kernel-wg clean
+.PHONY: help demo test lint build prerequisites units namespaces cni-spec overlay kernel-wg cluster cluster-down e2e e2e-full clean
 
 help: ## this list
 	@sed -n 's/^# make /make /p' $(MAKEFILE_LIST)
@@ -61,6 +65,21 @@ overlay: build
 # The same suite on kernel WireGuard, in a virtual machine.
 kernel-wg: build
 	e2e/vm/overlay
+
+# Once, building Kubernetes and its companions from their Go modules takes minutes.
+cluster: build
+	@e2e/cluster/build
+	@e2e/cluster/images
+	@e2e/cluster/cluster up
+
+cluster-down: ## ends the cluster and leaves nothing of it
+	@e2e/cluster/cluster down
+
+e2e: build
+	@e2e/cluster/run short
+
+e2e-full: build
+	@e2e/cluster/run full
 
 lint: prerequisites
 	cargo fmt --all --check

@@ -8,7 +8,7 @@ cache=${WG_OVERLAY_CACHE:-${XDG_CACHE_HOME:-$HOME/.cache}/wg-overlay}
 cluster=${WG_OVERLAY_CLUSTER:-wgo}
 state=$cache/cluster; [ "$cluster" = wgo ] || state=$cache/cluster-$cluster
 
-# What `up` was told holds until `down`.
+# What `up` was told holds until `down`, where the environment says nothing else.
 # shellcheck source=/dev/null
 [ ! -f "$state/settings" ] || . "$state/settings"
 KUBE_VERSION=${KUBE_VERSION:-1.36}
