@@ -1,0 +1,57 @@
+//! The product on a running Kubernetes of several nodes whose only pod network it is, seen only through what a user has:
+//! kubectl, programs on nodes, packets.
+//!
+//! `cluster/cluster up` starts that cluster; without one, every case is skipped. With `WG_OVERLAY_E2E_FULL=1` the long
+//! forms and the cases that change the whole installation run too.
+
+#![allow(clippy::indexing_slicing, reason = "JSON's index gives null for what is missing")]
+
+use std::process::ExitCode;
+
+use wg_overlay_e2e::suite::run;
+
+#[path = "cluster/access.rs"]
+mod access;
+#[path = "cluster/boot.rs"]
+mod boot;
+#[path = "cluster/common.rs"]
+mod common;
+#[path = "cluster/crash.rs"]
+mod crash;
+#[path = "cluster/installation.rs"]
+mod installation;
+#[path = "cluster/many.rs"]
+mod many;
+#[path = "cluster/migration.rs"]
+mod migration;
+#[path = "cluster/packets.rs"]
+mod packets;
+#[path = "cluster/policy.rs"]
+mod policy;
+#[path = "cluster/restarts.rs"]
+mod restarts;
+#[path = "cluster/underlay.rs"]
+mod underlay;
+#[path = "cluster/versions.rs"]
+mod versions;
+
+fn main() -> ExitCode {
+    let tier = std::env::var("WG_OVERLAY_TIER").unwrap_or_else(|_| "cluster".to_owned());
+    // The captures run from the first case to the last.
+    let cases = [
+        underlay::first(),
+        access::cases(),
+        packets::cases(),
+        policy::cases(),
+        restarts::cases(),
+        versions::cases(),
+        many::cases(),
+        crash::cases(),
+        boot::cases(),
+        underlay::last(),
+        // These take the network away, or replace it.
+        installation::cases(),
+        migration::cases(),
+    ];
+    run(&tier, cases.into_iter().flatten().collect())
+}
