@@ -85,6 +85,7 @@ lint: prerequisites
 	cargo fmt --all --check
 	cargo clippy --release --workspace --all-targets -- -D warnings
 	@e2e/deny
+	@deploy/lint
 
 clean: ## removes what builds and tests left
 	cargo clean

@@ -3,6 +3,7 @@
 mod events;
 mod kubeadm;
 mod node;
+mod policies;
 mod publish;
 mod watch;
 
@@ -30,6 +31,7 @@ use wg_overlay_mesh::ClusterView;
 pub use events::Reporter;
 pub use kubeadm::{ClusterNetworks, cluster_networks, learn_networks};
 pub use node::{NetworkCondition, SlimNode};
+pub use policies::{NOT_ENFORCED, look_for_policies};
 pub use publish::{Publisher, withdraw};
 pub(crate) use watch::chain;
 pub use watch::{list, watch};

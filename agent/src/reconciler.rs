@@ -9,7 +9,7 @@ mod outputs;
 use std::{
     collections::{BTreeMap, BTreeSet},
     path::Path,
-    sync::{Arc, OnceLock},
+    sync::{Arc, OnceLock, atomic::AtomicBool},
     time::{Duration, Instant, SystemTime, UNIX_EPOCH},
 };
 
@@ -27,7 +27,7 @@ use wg_overlay_host::{Change, Host, Scope};
 use wg_overlay_mesh::{Decision, Local, LocalProblem, Plan, Step, decide, plan};
 
 use crate::{
-    cluster::{ClusterNetworks, Nodes, Publisher, Reporter, chain, learn_networks},
+    cluster::{ClusterNetworks, Nodes, Publisher, Reporter, chain, learn_networks, look_for_policies},
     config::Config,
     metrics::Counters,
     resolver::Resolver,
@@ -55,6 +55,7 @@ pub struct Reconciler {
     reporter: Arc<Reporter>,
     publisher: Publisher,
     networks: Arc<OnceLock<ClusterNetworks>>,
+    policies: Arc<AtomicBool>,
     local: Local,
     tracker: PeerTracker,
     counters: Counters,
@@ -113,14 +114,15 @@ pub struct Parts {
 impl Reconciler {
     /// Puts the parts together and starts the tasks that wait for the API server. Nothing is changed yet.
     pub fn new(parts: Parts) -> Self {
-        let reporter = Reporter::new(parts.client.clone(), &parts.config.node_name);
+        let reporter = Arc::new(Reporter::new(parts.client.clone(), &parts.config.node_name));
         let (client, node) = (parts.client.clone(), parts.config.node_name.clone());
         let publisher = Publisher::start(client, parts.nodes.clone(), node, parts.config.legacy_annotations);
         let mut last = Last::default();
         last.problems.insert("key", parts.identity_problem.into_iter().collect());
         Self {
-            reporter: Arc::new(reporter),
             publisher,
+            policies: look_for_policies(parts.client.clone(), reporter.clone()),
+            reporter,
             networks: learn_networks(parts.client, parts.nodes.clone()),
             config: parts.config,
             nodes: parts.nodes,

@@ -22,6 +22,9 @@ pub struct Status {
     pub ready: bool,
     /// What is wrong, a sentence each.
     pub problems: Vec<String>,
+    /// What a person should know and nobody need repair, a sentence each.
+    #[serde(default)]
+    pub notes: Vec<String>,
     /// The WireGuard device, once it exists.
     pub device: Option<DeviceStatus>,
     /// The node's PodCIDRs.
@@ -144,6 +147,7 @@ impl Status {
             state: State::NotStarted,
             ready: false,
             problems: Vec::new(),
+            notes: Vec::new(),
             device: None,
             pods: Vec::new(),
             pods_on_old_cidrs: Vec::new(),

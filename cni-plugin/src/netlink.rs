@@ -56,6 +56,8 @@ pub(crate) struct Link {
     pub(crate) mac: Vec<u8>,
     pub(crate) mtu: u32,
     pub(crate) controller: Option<u32>,
+    /// Of a bridge's port: whether it forwards.
+    pub(crate) forwards: bool,
 }
 
 #[derive(Debug)]
@@ -191,6 +193,18 @@ impl Netlink {
     }
 }
 
+/// Down to IFLA_BRPORT_STATE: IFLA_LINKINFO holds IFLA_INFO_SLAVE_DATA, that the state (linux/if_link.h).
+fn port_forwards(link_info: &[u8]) -> bool {
+    const SLAVE_DATA: u16 = 5;
+    const STATE: u16 = 1;
+    const FORWARDING: u8 = 3; // BR_STATE_FORWARDING, linux/if_bridge.h
+    let mut info = NlasIterator::new(link_info).flatten();
+    info.find(|attribute| attribute.kind() == SLAVE_DATA).is_some_and(|data| {
+        let mut port = NlasIterator::new(data.value()).flatten();
+        port.any(|attribute| attribute.kind() == STATE && attribute.value() == [FORWARDING])
+    })
+}
+
 fn links(replies: Vec<Reply>) -> impl Iterator<Item = Link> {
     replies.into_iter().filter_map(|reply| match reply {
         Reply::Link(link) => Some(link),
@@ -228,6 +242,7 @@ impl Link {
                 3 => link.name = text(),
                 4 => link.mtu = number().unwrap_or_default(),
                 10 => link.controller = number(),
+                18 => link.forwards = port_forwards(value),
                 20 => link.alias = Some(text()),
                 _ => {}
             }

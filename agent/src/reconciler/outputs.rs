@@ -2,6 +2,7 @@
 
 use std::{
     collections::BTreeMap,
+    sync::atomic::Ordering,
     time::{Duration, Instant},
 };
 
@@ -13,7 +14,7 @@ use wg_overlay_mesh::{DEVICE, DesiredPeer, EndpointSource, ObservedPeer, PublicK
 
 use super::Reconciler;
 use crate::{
-    cluster::chain,
+    cluster::{NOT_ENFORCED, chain},
     cni_install,
     server::Report,
     status::{DeviceStatus, PeerState, PeerStatus, PodRange, State, Status},
@@ -139,6 +140,9 @@ impl Reconciler {
         status.problems =
             self.last.problems.values().flatten().cloned().chain(self.publisher.problem()).collect();
         status.ready = self.is_ready();
+        if self.policies.load(Ordering::Relaxed) {
+            status.notes.push(NOT_ENFORCED.to_owned());
+        }
         if let Some(cni) = &self.last.cni {
             status.cni = cni.clone();
         }

@@ -117,11 +117,14 @@ fn notes(s: &Status, out: &mut String) -> std::fmt::Result {
             None => writeln!(out, "{:width$}  {note}", peer.node)?,
         }
     }
-    if !s.problems.is_empty() || !s.pods_on_old_cidrs.is_empty() {
+    if !s.problems.is_empty() || !s.notes.is_empty() || !s.pods_on_old_cidrs.is_empty() {
         writeln!(out)?;
     }
     for problem in &s.problems {
         writeln!(out, "!  {problem}")?;
+    }
+    for note in &s.notes {
+        writeln!(out, "note: {note}")?;
     }
     if !s.pods_on_old_cidrs.is_empty() {
         writeln!(
@@ -238,6 +241,18 @@ edge-1    sent for 9m, nothing back: is UDP 51820 open towards it?
 worker-9  DuplicateKey: its key is held by worker-3. Cloned disk? Remove its key file and restart its agent.
 ";
         assert_eq!(render(&status), golden);
+    }
+
+    #[test]
+    fn a_note_is_no_problem() {
+        let mut status = Status::new("w", true);
+        status.state = State::Converged;
+        status.notes = vec!["good to know".into()];
+        let text = render(&status);
+        assert!(
+            text.contains("Converged   wg-overlay") && text.ends_with("\n\nnote: good to know\n"),
+            "{text}"
+        );
     }
 
     #[test]

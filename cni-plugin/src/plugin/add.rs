@@ -1,6 +1,10 @@
 //! ADD: reserve, make the link, configure the pod, mark the link. Whatever fails, all that this ADD made is taken back.
 
-use std::{net::IpAddr, path::Path};
+use std::{
+    net::IpAddr,
+    path::Path,
+    time::{Duration, Instant},
+};
 
 use serde_json::Value;
 use wg_overlay_ipam::{Holder, Range};
@@ -19,6 +23,10 @@ use crate::{
     netlink::{Link, Netlink},
     store,
 };
+
+/// How long a port may take to forward, and how seldom it is looked at.
+const PATIENCE: Duration = Duration::from_secs(2);
+const LONGEST_WAIT: Duration = Duration::from_millis(64);
 
 /// Makes the attachment and passes its result to `answer`, whose failure counts as the attachment's.
 pub(crate) fn add(
@@ -66,6 +74,7 @@ pub(crate) fn add(
         sysctl::prepare_pod_link(link.pod_name, ipv4, ipv6)?;
         let theirs = find(&mut pod, link.pod_name)?;
         pod.request(link::configure_pod(&theirs, &networks))?;
+        await_forwarding(&mut host, &link.host_name)?;
         host.request(vec![link.mark(&ours, pod_link_alias(holder))])?;
         let sandbox = || Some(netns_path.display().to_string());
         let interfaces = [
@@ -82,6 +91,19 @@ pub(crate) fn add(
         }
     }
     done
+}
+
+/// A port forwards once the kernel has told its bridge of the carrier, which it does in its own time, at most a second
+/// (net/core/link_watch.c). A pod that sends before loses its first packets. A port that stays shut, because somebody set
+/// the bridge down, is no fault of this pod.
+fn await_forwarding(host: &mut Netlink, port: &str) -> Result<(), CniError> {
+    let mut wait = Duration::from_millis(1);
+    let deadline = Instant::now() + PATIENCE;
+    while !find(host, port)?.forwards && Instant::now() < deadline {
+        std::thread::sleep(wait);
+        wait = (wait * 2).min(LONGEST_WAIT);
+    }
+    Ok(())
 }
 
 fn find(netlink: &mut Netlink, name: &str) -> Result<Link, CniError> {

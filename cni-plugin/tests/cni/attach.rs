@@ -16,6 +16,7 @@ pub const TESTS: &[Test] = &[
     ("add_appends_to_prev_result_and_passes_dns", prev_result),
     ("add_twice_fails_and_the_first_keeps_everything", twice),
     ("add_thirty_at_once", thirty),
+    ("add_answers_when_the_bridge_forwards", forwards),
     ("add_on_a_full_range_is_code_11_and_takes_nothing", full),
     ("add_that_fails_half_way_takes_everything_back", rolls_back),
     ("add_whose_answer_nobody_reads_takes_everything_back", unread),
@@ -194,6 +195,29 @@ fn thirty() -> Result<(), Failed> {
         }
     });
     lab.assert_nothing_left();
+    Ok(())
+}
+
+/// A port forwards once the kernel has told of its carrier. It does so at once for a veth, but where both ends happen to
+/// have one index, at most once a second (linkwatch_urgent_event, net/core/link_watch.c).
+fn forwards() -> Result<(), Failed> {
+    let lab = Lab::new();
+    // The index that a namespace gave last, by a link that is gone again.
+    const LAST: &str = "link add last type bridge; $IP -o link show last | cut -d: -f1; $IP link del last";
+    let last = |ip: &str| lab.run(&format!("IP='{ip}'; $IP {LAST}")).trim().parse::<u32>().unwrap();
+    for pod in ["first", "second", "third"] {
+        lab.add_pod(pod);
+        let next = last("ip") + 1;
+        while last(&format!("ip -n {pod}")) + 1 < next {}
+        let result = lab.call("ADD", pod).success();
+        let port = &lab.ip(&format!("-d link show {}", result["interfaces"][1]["name"].as_str().unwrap()))[0];
+        assert_eq!(port["linkinfo"]["info_slave_data"]["state"], "forwarding", "{pod}");
+        assert_eq!(port["ifindex"], port["link_index"], "{pod}");
+    }
+    // A bridge that somebody set down forwards nothing, which is no fault of the pod.
+    lab.run("ip link set wgobr0 down");
+    lab.add_pod("patient");
+    lab.call("ADD", "patient").success();
     Ok(())
 }
 

@@ -29,6 +29,7 @@ hostNetwork: true
 priorityClassName: system-node-critical
 nodeSelector:
   kubernetes.io/os: linux
+  {{- with .Values.nodeSelector }}{{ toYaml . | nindent 2 }}{{ end }}
 tolerations:
 - operator: Exists
 terminationGracePeriodSeconds: 10

@@ -1,4 +1,5 @@
-//! The condition NetworkUnavailable: the scheduler keeps pods off a Node until the network there works.
+//! What a node tells the cluster: that its network is up, by which the scheduler lets pods come, and that NetworkPolicies
+//! are not enforced.
 
 use anyhow::{Result, ensure};
 use serde_json::{Value, json};
@@ -10,7 +11,10 @@ use crate::cluster::{PATIENCE, await_peers, status};
 use crate::look::{await_rounds, wg_overlay};
 
 pub fn cases() -> Vec<Case> {
-    vec![Case::new("the_node_says_that_its_network_is_up_once_it_is", &["bash"], up)]
+    vec![
+        Case::new("the_node_says_that_its_network_is_up_once_it_is", &["bash"], up),
+        Case::new("network_policies_are_said_not_to_be_enforced", &["bash"], policies),
+    ]
 }
 
 const KIND: &str = "NetworkUnavailable";
@@ -42,10 +46,15 @@ fn say(lab: &Lab, status: &str, reason: &str) -> Result<()> {
     lab.api().patch_status("n1", &json!({ "status": { "conditions": all } })).map(drop)
 }
 
-fn up() -> Result<()> {
-    let mut config = LabConfig { nodes: 0, ..LabConfig::default() };
+/// Resyncs each second, so that what one would say is heard soon.
+fn quick(nodes: u8) -> LabConfig {
+    let mut config = LabConfig { nodes, ..LabConfig::default() };
     config.agent.insert("resyncInterval".into(), json!("1s"));
-    Lab::test(config, |lab| {
+    config
+}
+
+fn up() -> Result<()> {
+    Lab::test(quick(0), |lab| {
         lab.add_node(NodeConfig::default())?;
         let node = lab.node(1)?;
         let ready = json!({ "type": "Ready", "status": "False", "reason": "KubeletNotReady" });
@@ -90,6 +99,47 @@ fn up() -> Result<()> {
         let said = wg_overlay(node, &["cleanup", "--config", "/etc/wg-overlay/config.yaml"])?;
         ensure!(said.code == Some(0), "cleanup: {}{}", said.out, said.err);
         ensure!(conditions(lab)? == [ready], "not as before: {:?}", conditions(lab)?);
+        Ok(())
+    })
+}
+
+fn policies() -> Result<()> {
+    const REASON: &str = "NetworkPolicyNotEnforced";
+    Lab::test(quick(1), |lab| {
+        let node = lab.node(1)?;
+        let told = || {
+            let events = lab.api().events()?;
+            Ok::<_, anyhow::Error>(events.iter().filter(|event| event["reason"] == REASON).count())
+        };
+        // Where the agent may not look, nobody hears of anything.
+        let policies = "/apis/networking.k8s.io/v1/networkpolicies";
+        let policy = json!({ "metadata": { "name": "deny" }, "spec": { "podSelector": {} } });
+        lab.api().create("/apis/networking.k8s.io/v1/namespaces/default/networkpolicies", &policy)?;
+        lab.api().set_faults(&json!({ "fail": { "count": 1, "status": 403, "path": policies } }))?;
+        node.start_agent(&[])?;
+        await_peers(node, 0)?;
+        eventually(PATIENCE, "the agent was refused", || {
+            ensure!(lab.api().set_faults(&json!({}))?["failuresLeft"] == 0, "not yet");
+            Ok(())
+        })?;
+        await_rounds(node)?;
+        let quiet = status(node)?;
+        ensure!(quiet["notes"] == json!([]) && told()? == 0, "{} {}", quiet["notes"], told()?);
+        ensure!(!node.agent_log().contains("olicies"), "the log tells of it");
+
+        node.stop_agent()?;
+        node.start_agent(&[])?;
+        eventually(PATIENCE, "status and Event tell of it", || {
+            let status = status(node)?;
+            ensure!(status["notes"].to_string().contains("not enforced"), "{}", status["notes"]);
+            ensure!(told()? == 1, "{} Events", told()?);
+            Ok(())
+        })?;
+        await_peers(node, 0)?;
+        let said = wg_overlay(node, &["status"])?;
+        ensure!(said.out.contains("NetworkPolicies exist and are not enforced"), "{}", said.out);
+        let problems = status(node)?["problems"].clone();
+        ensure!(!problems.to_string().contains("olicies"), "it counts as a problem: {problems}");
         Ok(())
     })
 }

@@ -83,10 +83,12 @@ fn heartbeats() -> Result<()> {
         let monitor = Monitor::start(lab, node)?;
         let before = metric(node, "wg_overlay_kernel_changes_total")?;
         lab.api().clear_requests()?;
+        // Without it the agent would say it again.
+        let network = json!({ "type": "NetworkUnavailable", "status": "False" });
         for beat in 0..20 {
             let condition = json!({ "type": "Ready", "status": "True", "lastHeartbeatTime": format!("2026-01-01T00:00:{beat:02}Z") });
             for name in ["n1", "n2"] {
-                lab.api().patch_status(name, &json!({ "status": { "conditions": [condition] } }))?;
+                lab.api().patch_status(name, &json!({ "status": { "conditions": [condition, network] } }))?;
                 lab.api().annotate(name, &json!({ "example.com/beat": beat.to_string() }))?;
             }
         }
