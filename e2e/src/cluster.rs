@@ -78,6 +78,14 @@ impl Cluster {
         run(&mut self.kubectl_command(words))
     }
 
+    /// Likewise, with a text as its standard input.
+    ///
+    /// # Errors
+    /// As `kubectl`.
+    pub fn kubectl_with(&self, words: &[&str], input: &str) -> Result<String> {
+        run_with_input(&mut self.kubectl_command(words), input)
+    }
+
     /// `kubectl get … -o json`.
     ///
     /// # Errors
@@ -100,7 +108,7 @@ impl Cluster {
     /// # Errors
     /// The API server refuses it.
     pub fn send(&self, verb: &str, object: &Value) -> Result<String> {
-        run_with_input(&mut self.kubectl_command(&[verb, "-f", "-"]), &object.to_string())
+        self.kubectl_with(&[verb, "-f", "-"], &object.to_string())
     }
 
     /// The names of all nodes.

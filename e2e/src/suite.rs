@@ -1,6 +1,6 @@
 //! Runs named cases one after another as `cargo test` would, skips those whose programs are
-//! missing by name, closes with one line for the tier, and writes a JUnit report where
-//! `WG_OVERLAY_REPORT_DIR` names a folder.
+//! missing by name, closes with one line for the tier, and writes a JUnit report where a
+//! folder for it is named.
 //!
 //! The standard harness can't skip at run time: a case that could not run would count as passed.
 
@@ -54,6 +54,11 @@ const LAB: [&str; 6] = ["unshare", "nsenter", "mount", "ip", "nft", "tcpdump"];
 
 /// Runs the cases that the command line asks for and prints `TIER: N passed, N failed, N skipped`.
 pub fn run(tier: &str, cases: Vec<Case>) -> ExitCode {
+    run_with_report(tier, cases, None)
+}
+
+/// Likewise, and writes `junit-TIER.xml` into a folder.
+pub fn run_with_report(tier: &str, cases: Vec<Case>, folder: Option<&Path>) -> ExitCode {
     let mut arguments = Arguments::from_args();
     // A lab is several machines: two at once on a small host make timing faults.
     arguments.test_threads.get_or_insert(1);
@@ -74,8 +79,8 @@ pub fn run(tier: &str, cases: Vec<Case>) -> ExitCode {
         return conclusion.exit_code();
     }
     let records = std::mem::take(&mut *records.lock().unwrap_or_else(PoisonError::into_inner));
-    if let Some(folder) = std::env::var_os("WG_OVERLAY_REPORT_DIR")
-        && let Err(error) = write_report(tier, records, Path::new(&folder))
+    if let Some(folder) = folder
+        && let Err(error) = write_report(tier, records, folder)
     {
         eprintln!("{tier}: no report: {error:#}");
         return ExitCode::FAILURE;

@@ -6,9 +6,10 @@
 
 #![allow(clippy::indexing_slicing, reason = "JSON's index gives null for what is missing")]
 
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
-use wg_overlay_e2e::suite::run;
+use wg_overlay_e2e::suite::run_with_report;
 
 #[path = "cluster/access.rs"]
 mod access;
@@ -22,8 +23,6 @@ mod crash;
 mod installation;
 #[path = "cluster/many.rs"]
 mod many;
-#[path = "cluster/migration.rs"]
-mod migration;
 #[path = "cluster/packets.rs"]
 mod packets;
 #[path = "cluster/policy.rs"]
@@ -49,9 +48,10 @@ fn main() -> ExitCode {
         crash::cases(),
         boot::cases(),
         underlay::last(),
-        // These take the network away, or replace it.
+        // Takes the network away, and brings it back.
         installation::cases(),
-        migration::cases(),
     ];
-    run(&tier, cases.into_iter().flatten().collect())
+    let folder = std::env::var_os("WG_OVERLAY_REPORT").map(PathBuf::from);
+    let folder = folder.unwrap_or_else(|| Path::new(env!("CARGO_MANIFEST_DIR")).join("report"));
+    run_with_report(&tier, cases.into_iter().flatten().collect(), Some(&folder))
 }

@@ -26,15 +26,15 @@ fn two_pods(cluster: &Cluster, name: &str) -> Result<[Pod; 2]> {
 fn transfer() -> Result<()> {
     let cluster = cluster()?;
     let [one, two] = two_pods(&cluster, "transfer")?;
-    // In IPv4 one way, in IPv6 the other.
-    for (from, to, target) in [(&one, &two, two.ips.first()), (&two, &one, one.ips.last())] {
+    // In MiB; in IPv4 one way, in IPv6 the other.
+    for (from, to, target, size) in [(&one, &two, two.ips.first(), 1024), (&two, &one, one.ips.last(), 256)] {
         let target = target.cloned().unwrap_or_default();
         to.bash(&format!(
             "cd /tmp; rm -f sum; (nc -l {target} 5001 | sha256sum > new; mv new sum) < /dev/null > /dev/null 2>&1 &"
         ))?;
         cluster.eventually(30, &format!("{} listens", to.name), || to.bash("ss -ltn | grep -q ':5001 '"))?;
         let sent = from.bash(&format!(
-            "cd /tmp; dd if=/dev/urandom bs=1M count=1024 status=none | tee >(sha256sum > sent) | nc -N {target} 5001
+            "cd /tmp; dd if=/dev/urandom bs=1M count={size} status=none | tee >(sha256sum > sent) | nc -N {target} 5001
             until [ -s sent ]; do sleep 0.1; done; cat sent"
         ))?;
         let arrived = cluster.eventually(300, "the last byte arrives", || to.bash("cat /tmp/sum"))?;
