@@ -29,7 +29,9 @@ pub enum DeviceError {
     #[error("device {0}: a link of this name exists and is not a TUN link; remove or rename it")]
     NotTun(String),
     /// The TUN link could not be opened.
-    #[error("open TUN link {name} on /dev/net/tun (needs CAP_NET_ADMIN)")]
+    #[error(
+        "open TUN link {name} on /dev/net/tun (needs the module tun, CAP_NET_ADMIN, and a container needs the file)"
+    )]
     Tun {
         /// Name of the link.
         name: String,
