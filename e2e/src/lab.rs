@@ -28,20 +28,19 @@ mod wait;
 
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::rc::Rc;
 
 use anyhow::{Context as _, Result};
 use serde_json::{Map, Value, json};
 
-pub use capture::{Capture, CaptureReport, Count, LinkReport};
+pub use capture::{Capture, CaptureConfig, CaptureReport, Count, LinkReport};
 pub use client::ApiClient;
 pub use cni::{Attachment, CniError};
-pub use command::{helper, product, run};
-pub use namespace::Namespace;
+pub use command::{helper, product, run, run_with_input};
+pub use namespace::{Namespace, Network};
 pub use node::{Families, Node, NodeConfig};
 pub use pod::Pod;
 pub use prober::{PairReport, Prober};
-pub use wait::eventually;
+pub use wait::{eventually, eventually_every};
 
 /// The cluster's pod prefixes; node N has 10.244.N.0/24 and fd00:244:0:N::/64.
 pub const POD_CIDRS: [&str; 2] = ["10.244.0.0/16", "fd00:244::/56"];
@@ -74,8 +73,8 @@ pub struct Lab {
     config: LabConfig,
     nodes: Vec<Node>,
     api: ApiClient,
-    control: Rc<Namespace>,
-    switch: Rc<Namespace>,
+    control: Namespace,
+    switch: Namespace,
     // Dropped last: the processes above have open files in it.
     folder: leftover::Folder,
 }
@@ -100,14 +99,7 @@ impl Lab {
         control.spawn(&mut api, &folder.path().join("logs/node-api.log"))?;
         let api = ApiClient::new(socket);
         api.await_ready()?;
-        let mut lab = Self {
-            config,
-            nodes: Vec::new(),
-            api,
-            control: Rc::new(control),
-            switch: Rc::new(switch),
-            folder,
-        };
+        let mut lab = Self { config, nodes: Vec::new(), api, control: control, switch: switch, folder };
         for _ in 0..lab.config.nodes {
             let node = lab.config.node.clone();
             lab.add_node(node)?;
@@ -191,13 +183,15 @@ impl Lab {
     /// # Errors
     /// nft or tcpdump fails.
     pub fn capture(&self) -> Result<Capture> {
-        Capture::start(
-            self.switch.clone(),
-            self.control.clone(),
-            &self.links(),
-            self.config.tunnel_port,
-            self.folder(),
-        )
+        let config = CaptureConfig {
+            switch: self.switch.network(),
+            control: self.control.network(),
+            control_device: "eth0".to_owned(),
+            control_link: "control".to_owned(),
+            links: self.links(),
+            tunnel_port: self.config.tunnel_port,
+        };
+        Capture::start(config, self.folder())
     }
 
     /// Starts to probe between all pairs of pods, in each family that both have, at 100 packets a
@@ -220,7 +214,7 @@ impl Lab {
     pub fn look_around(&self) -> String {
         let nodes = self.nodes.iter().map(Node::namespace);
         let mut text = format!("logs: {}\n", self.folder().join("logs").display());
-        for namespace in [&*self.switch, &*self.control].into_iter().chain(nodes) {
+        for namespace in [&self.switch, &self.control].into_iter().chain(nodes) {
             text.push_str(&format!("{:8} {}\n", namespace.name(), namespace.enter_line()));
         }
         text

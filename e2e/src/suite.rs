@@ -1,12 +1,18 @@
 //! Runs named cases one after another as `cargo test` would, skips those whose programs are
-//! missing by name, and closes with one line for the tier.
+//! missing by name, closes with one line for the tier, and writes a JUnit report where a
+//! folder for it is named.
 //!
 //! The standard harness can't skip at run time: a case that could not run would count as passed.
 
+use std::fs;
+use std::path::Path;
 use std::process::ExitCode;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Instant;
 
-use anyhow::Result;
+use anyhow::{Context as _, Result};
 use libtest_mimic::{Arguments, Completion, Failed, Trial};
+use quick_junit::{NonSuccessKind, Report, TestCase, TestCaseStatus, TestSuite};
 
 /// One case: its name, the programs it needs, and its body.
 pub struct Case {
@@ -48,18 +54,69 @@ const LAB: [&str; 6] = ["unshare", "nsenter", "mount", "ip", "nft", "tcpdump"];
 
 /// Runs the cases that the command line asks for and prints `TIER: N passed, N failed, N skipped`.
 pub fn run(tier: &str, cases: Vec<Case>) -> ExitCode {
+    run_with_report(tier, cases, None)
+}
+
+/// Likewise, and writes `junit-TIER.xml` into a folder.
+pub fn run_with_report(tier: &str, cases: Vec<Case>, folder: Option<&Path>) -> ExitCode {
     let mut arguments = Arguments::from_args();
     // A lab is several machines: two at once on a small host make timing faults.
     arguments.test_threads.get_or_insert(1);
-    let trials = cases.into_iter().map(|case| Trial::ignorable_test(case.name, move || run_case(&case)));
+    let records = Arc::new(Mutex::new(Vec::new()));
+    let trials = cases.into_iter().map(|case| {
+        let records = records.clone();
+        Trial::ignorable_test(case.name, move || {
+            let began = Instant::now();
+            let outcome = run_case(&case);
+            let mut record = TestCase::new(case.name, status(&outcome));
+            record.set_time(began.elapsed());
+            records.lock().unwrap_or_else(PoisonError::into_inner).push(record);
+            outcome
+        })
+    });
     let conclusion = libtest_mimic::run(&arguments, trials.collect());
-    if !arguments.list {
-        println!(
-            "{tier}: {} passed, {} failed, {} skipped",
-            conclusion.num_passed, conclusion.num_failed, conclusion.num_ignored
-        );
+    if arguments.list {
+        return conclusion.exit_code();
     }
+    let records = std::mem::take(&mut *records.lock().unwrap_or_else(PoisonError::into_inner));
+    if let Some(folder) = folder
+        && let Err(error) = write_report(tier, records, folder)
+    {
+        eprintln!("{tier}: no report: {error:#}");
+        return ExitCode::FAILURE;
+    }
+    println!(
+        "{tier}: {} passed, {} failed, {} skipped",
+        conclusion.num_passed, conclusion.num_failed, conclusion.num_ignored
+    );
     conclusion.exit_code()
+}
+
+fn status(outcome: &Result<Completion, Failed>) -> TestCaseStatus {
+    match outcome {
+        Ok(Completion::Ignored { reason }) => {
+            let mut status = TestCaseStatus::skipped();
+            status.set_message(reason.clone().unwrap_or_default());
+            status
+        }
+        Ok(_) => TestCaseStatus::success(),
+        Err(failed) => {
+            let mut status = TestCaseStatus::non_success(NonSuccessKind::Failure);
+            status.set_message(failed.message().unwrap_or_default());
+            status
+        }
+    }
+}
+
+/// Writes FOLDER/junit-TIER.xml.
+fn write_report(tier: &str, cases: Vec<TestCase>, folder: &Path) -> Result<()> {
+    let (mut report, mut suite) = (Report::new(tier), TestSuite::new(tier));
+    suite.add_test_cases(cases);
+    report.add_test_suite(suite);
+    let file = folder.join(format!("junit-{tier}.xml"));
+    let text = report.to_string().context("write the report as XML")?;
+    fs::create_dir_all(folder).with_context(|| format!("make {}", folder.display()))?;
+    fs::write(&file, text).with_context(|| format!("write {}", file.display()))
 }
 
 fn run_case(case: &Case) -> Result<Completion, Failed> {

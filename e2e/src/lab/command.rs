@@ -1,8 +1,9 @@
 //! Running programs: an error names the command, its status and what it said; where the programs
 //! of this crate and of the product are.
 
+use std::io::Write as _;
 use std::path::{Path, PathBuf};
-use std::process::Command;
+use std::process::{Command, Output, Stdio};
 
 use anyhow::{Context as _, Result, bail};
 
@@ -13,6 +14,23 @@ use anyhow::{Context as _, Result, bail};
 pub fn run(command: &mut Command) -> Result<String> {
     let line = words(command);
     let output = command.output().with_context(|| format!("start `{line}`"))?;
+    said(&line, output)
+}
+
+/// Likewise, with a text as its standard input.
+///
+/// # Errors
+/// As `run`.
+pub fn run_with_input(command: &mut Command, input: &str) -> Result<String> {
+    let line = words(command);
+    command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
+    let mut child = command.spawn().with_context(|| format!("start `{line}`"))?;
+    // It may end before it has read all: its status and message say why.
+    let _cut = child.stdin.take().context("no stdin")?.write_all(input.as_bytes());
+    said(&line, child.wait_with_output()?)
+}
+
+fn said(line: &str, output: Output) -> Result<String> {
     let stdout = String::from_utf8_lossy(&output.stdout).into_owned();
     if !output.status.success() {
         let stderr = String::from_utf8_lossy(&output.stderr);

@@ -35,6 +35,38 @@ exec >/dev/null
 exec sleep infinity
 "#;
 
+/// A network namespace, held by somebody else, that programs can be started in.
+#[derive(Clone, Debug)]
+pub struct Network {
+    file: PathBuf,
+}
+
+impl Network {
+    /// The namespace that `ip netns` knows by this name.
+    #[must_use]
+    pub fn named(name: &str) -> Self {
+        Self { file: Path::new("/run/netns").join(name) }
+    }
+
+    /// A command that will run inside.
+    pub fn command(&self, program: impl AsRef<OsStr>) -> Command {
+        let mut command = Command::new("nsenter");
+        command.arg(format!("--net={}", self.file.display())).arg("--").arg(program).stdin(Stdio::null());
+        command
+    }
+
+    /// Runs a program inside to its end and gives its output.
+    ///
+    /// # Errors
+    /// It fails; the error holds the namespace, the command and what it said.
+    pub fn exec<I>(&self, program: &str, args: I) -> Result<String>
+    where
+        I: IntoIterator<Item: AsRef<OsStr>>,
+    {
+        run(self.command(program).args(args)).with_context(|| format!("in {}", self.file.display()))
+    }
+}
+
 /// A machine. Its drop ends everything that runs in it.
 pub struct Namespace {
     name: String,
@@ -71,6 +103,12 @@ impl Namespace {
     #[must_use]
     pub fn pid(&self) -> u32 {
         self.pid
+    }
+
+    /// Its network alone.
+    #[must_use]
+    pub fn network(&self) -> Network {
+        Network { file: PathBuf::from(format!("/proc/{}/ns/net", self.pid)) }
     }
 
     /// A path inside as seen from outside; not for `/proc` and `/sys`, which show whoever reads.

@@ -13,7 +13,20 @@ const INTERVAL: Duration = Duration::from_millis(50);
 ///
 /// # Errors
 /// It never did within the timeout: the error says what was awaited and holds the last failure.
-pub fn eventually<T>(timeout: Duration, what: &str, mut check: impl FnMut() -> Result<T>) -> Result<T> {
+pub fn eventually<T>(timeout: Duration, what: &str, check: impl FnMut() -> Result<T>) -> Result<T> {
+    eventually_every(INTERVAL, timeout, what, check)
+}
+
+/// Likewise, for a check that is itself work for the machine.
+///
+/// # Errors
+/// As `eventually`.
+pub fn eventually_every<T>(
+    interval: Duration,
+    timeout: Duration,
+    what: &str,
+    mut check: impl FnMut() -> Result<T>,
+) -> Result<T> {
     let patience = std::env::var("WG_OVERLAY_E2E_PATIENCE").ok().and_then(|text| text.parse().ok());
     let timeout = timeout.mul_f64(patience.unwrap_or(1.0_f64).clamp(0.1, 100.0));
     let deadline = Instant::now() + timeout;
@@ -23,7 +36,7 @@ pub fn eventually<T>(timeout: Duration, what: &str, mut check: impl FnMut() -> R
             Err(error) if Instant::now() >= deadline => {
                 return Err(error).with_context(|| format!("not within {timeout:?}: {what}"));
             }
-            Err(_) => std::thread::sleep(INTERVAL),
+            Err(_) => std::thread::sleep(interval),
         }
     }
 }
