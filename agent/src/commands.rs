@@ -28,9 +28,9 @@ enum Subcommands {
     Agent(ConfigArgs),
     /// Run a WireGuard device in user space, for kernels that have none. The agent starts this by itself.
     Device(device::DeviceArgs),
-    /// Show how this node and its peers are.
+    /// Show how this node and its peers are, or with --cluster every node.
     ///
-    /// Exit status: 0 converged, 1 degraded, 2 the agent does not answer.
+    /// Exit status: 0 converged, 1 degraded, 2 the agent (with --cluster: the API server) does not answer.
     Status(status::StatusArgs),
     /// Show what the agent would change in the kernel, and change nothing.
     Plan(PlanArgs),
