@@ -1,5 +1,6 @@
 //! The Kubernetes side: what the cluster says of its Nodes, and what this node says of itself.
 
+mod ask;
 mod events;
 mod kubeadm;
 mod node;
@@ -28,6 +29,7 @@ use tokio::sync::Notify;
 use tower::ServiceBuilder;
 use wg_overlay_mesh::ClusterView;
 
+pub use ask::{Access, ask_all, connect_person};
 pub use events::Reporter;
 pub use kubeadm::{ClusterNetworks, cluster_networks, learn_networks};
 pub use node::{NetworkCondition, SlimNode};

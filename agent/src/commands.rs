@@ -3,6 +3,7 @@
 mod agent;
 mod cleanup;
 mod device;
+mod doctor;
 mod plan;
 mod status;
 
@@ -29,10 +30,15 @@ enum Subcommands {
     /// Run a WireGuard device in user space, for kernels that have none. The agent starts this by itself, or asks for it
     /// where one is on standby.
     Device(device::DeviceArgs),
-    /// Show how this node and its peers are.
+    /// Show how this node and its peers are, or with --cluster every node.
     ///
-    /// Exit status: 0 converged, 1 degraded, 2 the agent does not answer.
+    /// Exit status: 0 converged, 1 degraded, 2 the agent (with --cluster: the API server) does not answer.
     Status(status::StatusArgs),
+    /// Check what this node needs and every known failure, with cause and cure. Changes nothing.
+    ///
+    /// Run it as root on the node, or by `kubectl exec -n wg-overlay POD -- wg-overlay doctor`: the pod does not see the
+    /// host's NetworkManager and systemd. Exit status: 0 nothing fails, 1 something does.
+    Doctor(doctor::DoctorArgs),
     /// Show what the agent would change in the kernel, and change nothing.
     Plan(PlanArgs),
     /// Remove everything from this node that wg-overlay made: links, routes, rules, CNI files, annotations.
@@ -58,6 +64,7 @@ impl Cli {
             Subcommands::Agent(config) => agent::run(config.load()?).await,
             Subcommands::Device(args) => device::run(args).await,
             Subcommands::Status(args) => status::run(args).await,
+            Subcommands::Doctor(args) => doctor::run(args).await,
             Subcommands::Plan(args) => plan::run(args.config.load()?, args.output).await,
             Subcommands::Cleanup(args) => cleanup::run(args).await,
             Subcommands::Version => {

@@ -4,6 +4,7 @@ mod cluster;
 mod cni_install;
 mod commands;
 mod config;
+mod doctor;
 mod identity;
 mod logging;
 mod metrics;

@@ -1,10 +1,14 @@
 //! What a node tells of itself: the agent fills it, `wg-overlay status`, the metrics and the probes read it.
 
+mod overview;
+mod pairs;
 mod peers;
 mod render;
 
 use serde::{Deserialize, Serialize};
 
+pub use overview::{AGENT_LABELS, Answer, Collector, Condition, Overview, Show, render_overview};
+pub use pairs::{Pair, Says};
 pub use peers::{PeerState, PeerTracker};
 pub use render::{duration, render};
 

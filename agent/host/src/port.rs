@@ -5,7 +5,7 @@ use std::{fs, path::Path};
 use crate::wireguard;
 
 /// The holder of a UDP port, in words; `None` where nobody is seen.
-pub(crate) fn holder(port: u16) -> Option<String> {
+pub fn holder(port: u16) -> Option<String> {
     if let Some((name, _)) = wireguard::other_ports().into_iter().find(|(_, other)| *other == port) {
         return Some(format!("the WireGuard device {name} (wg show {name})"));
     }

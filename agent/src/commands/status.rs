@@ -11,8 +11,9 @@ use tokio::{
 
 use super::Output;
 use crate::{
+    cluster::{Access, ask_all, connect_person},
     server::SOCKET,
-    status::{PeerState, State, Status, render},
+    status::{PeerState, Show, State, Status, render, render_overview},
 };
 
 /// Longer than the agent itself waits for its reconciler.
@@ -26,10 +27,62 @@ pub(super) struct StatusArgs {
     /// The agent's state folder.
     #[arg(long, value_name = "FOLDER", default_value = "/run/wg-overlay", env = "WG_OVERLAY_STATE_DIR")]
     state_dir: PathBuf,
+    /// Ask every node's agent, from any machine with a kubeconfig: a line a node, worst first, and the pairs that don't
+    /// talk. It needs list on nodes, and in the namespace list on pods, create and get on pods/exec.
+    #[arg(long)]
+    cluster: bool,
+    #[command(flatten)]
+    asking: AskingArgs,
+}
+
+#[derive(Args)]
+struct AskingArgs {
+    /// With --cluster: list every node and pair. Otherwise beyond 100 nodes only those that aren't converged, and
+    /// 20 pairs.
+    #[arg(long, requires = "cluster")]
+    all: bool,
+    /// With --cluster: the agents' namespace.
+    #[arg(long, short, requires = "cluster", default_value = "wg-overlay")]
+    namespace: String,
+    /// With --cluster: the kubeconfig [default: KUBECONFIG, ~/.kube/config, or the pod's service account].
+    #[arg(long, requires = "cluster", value_name = "FILE")]
+    kubeconfig: Option<PathBuf>,
+    /// With --cluster: the kubeconfig's context [default: its current one].
+    #[arg(long, requires = "cluster", value_name = "NAME")]
+    context: Option<String>,
+    /// With --cluster: how many seconds a node's agent may take.
+    #[arg(long, requires = "cluster", value_name = "SECONDS", default_value_t = 20, value_parser = clap::value_parser!(u64).range(1..))]
+    timeout: u64,
+}
+
+async fn run_cluster(asking: AskingArgs, output: Output) -> anyhow::Result<ExitCode> {
+    let access = Access { kubeconfig: asking.kubeconfig, context: asking.context };
+    let asked = async {
+        let client = connect_person(&access).await?;
+        ask_all(&client, &asking.namespace, Duration::from_secs(asking.timeout)).await
+    };
+    let overview = match asked.await {
+        Ok(overview) => overview,
+        Err(error) => {
+            eprintln!("wg-overlay: {error:#}");
+            return Ok(ExitCode::from(2));
+        }
+    };
+    match output {
+        Output::Text => {
+            let show = Show { all: asking.all, namespace: &asking.namespace };
+            print!("{}", render_overview(&overview, show));
+        }
+        Output::Json => println!("{}", serde_json::to_string_pretty(&overview)?),
+    }
+    Ok(if overview.converged { ExitCode::SUCCESS } else { ExitCode::from(1) })
 }
 
 /// Asks the agent and prints its answer.
 pub(super) async fn run(args: StatusArgs) -> anyhow::Result<ExitCode> {
+    if args.cluster {
+        return run_cluster(args.asking, args.output).await;
+    }
     let status = match fetch(&args.state_dir.join(SOCKET)).await {
         Ok(status) => status,
         Err(error) => {

@@ -95,7 +95,12 @@ fn table(s: &Status, out: &mut String) -> std::fmt::Result {
         ]);
     }
     writeln!(out)?;
-    let widths: [usize; 7] = std::array::from_fn(|i| {
+    columns(&rows, out)
+}
+
+/// Rows under each other, each column as wide as its widest cell.
+pub(super) fn columns<const N: usize>(rows: &[[String; N]], out: &mut String) -> std::fmt::Result {
+    let widths: [usize; N] = std::array::from_fn(|i| {
         rows.iter().filter_map(|r| r.get(i)).map(|c| c.chars().count()).max().unwrap_or(0)
     });
     for row in rows {

@@ -1,0 +1,94 @@
+//! nft, and the host's own firewall.
+
+use wg_overlay_mesh::{HostChain, HostChainState};
+
+use super::{Facts, Outcome, fail, need, ok, warn};
+
+type Found = Result<Outcome, Outcome>;
+
+pub(super) fn nft(facts: &Facts) -> Found {
+    Ok(match (&facts.nft, &facts.rules) {
+        (Err(error), _) => fail(error, "install the package nftables; the image has it"),
+        (Ok(version), Err(error)) => fail(
+            format!("{version}: {error}"),
+            "run as root with CAP_NET_ADMIN; the kernel needs nf_tables (modprobe nf_tables)",
+        ),
+        (Ok(version), Ok(rules)) => match &rules.firewall {
+            Some(table) if !table.ruleset.is_empty() => {
+                ok(format!("{version}; our table is as it was applied"))
+            }
+            Some(_) => warn(
+                format!("{version}; table inet wg-overlay was changed by somebody"),
+                "the agent puts it back within a second, if it runs; who else runs nft here?",
+            ),
+            None => warn(
+                format!("{version}; there is no table inet wg-overlay: nothing is guarded"),
+                "the agent makes it, if it runs; does something flush the ruleset (nftables.service)?",
+            ),
+        },
+    })
+}
+
+pub(super) fn host_firewall(facts: &Facts) -> Found {
+    chains(facts, |chain| matches!(chain, HostChain::Nft { .. }))
+}
+
+pub(super) fn legacy_iptables(facts: &Facts) -> Found {
+    let rules = need(&facts.rules)?;
+    if !rules.warnings.is_empty() {
+        return Ok(warn(
+            rules.warnings.join("; "),
+            "in the chart, legacyIptables: true; on a host, install the package iptables; then look again",
+        ));
+    }
+    chains(facts, |chain| matches!(chain, HostChain::Legacy { .. }))
+}
+
+fn chains(facts: &Facts, kind: fn(&HostChain) -> bool) -> Found {
+    let rules = need(&facts.rules)?;
+    let with = |wanted| {
+        let of_kind = rules.host_chains.iter().filter(|(chain, state)| kind(chain) && **state == wanted);
+        of_kind.map(|(chain, _)| chain.to_string()).collect::<Vec<_>>().join(", ")
+    };
+    let (drops, allowed) = (with(HostChainState::Drops), with(HostChainState::Allowed));
+    Ok(if !drops.is_empty() {
+        fail(
+            format!("drops our traffic, and our accept rule is not there: {drops}"),
+            format!(
+                "the agent puts it there, if it runs; by hand, accept links wgo0 and wgobr0, and UDP {}",
+                facts.config.listen_port
+            ),
+        )
+    } else if allowed.is_empty() {
+        ok("no chain drops our traffic")
+    } else {
+        ok(format!("would drop our traffic, and our accept rule is there: {allowed}"))
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::doctor::facts::tests::facts;
+
+    #[test]
+    fn a_chain_that_drops_fails_until_our_rule_is_there() {
+        let (mut facts, _folder) = facts();
+        let legacy = HostChain::Legacy { ipv6: false, input: false };
+        let firewalld = HostChain::Nft {
+            family: "inet".into(),
+            table: "firewalld".into(),
+            chain: "filter_FORWARD".into(),
+            input: false,
+        };
+        let mut set = |chain: &HostChain, state| {
+            if let Ok(rules) = &mut facts.rules {
+                rules.host_chains.insert(chain.clone(), state);
+            }
+            (host_firewall(&facts).unwrap(), legacy_iptables(&facts).unwrap())
+        };
+        assert!(matches!(set(&firewalld, HostChainState::Drops), (Outcome::Fail { .. }, Outcome::Ok { .. })));
+        assert!(matches!(set(&firewalld, HostChainState::Allowed), (Outcome::Ok { .. }, Outcome::Ok { .. })));
+        assert!(matches!(set(&legacy, HostChainState::Drops), (Outcome::Ok { .. }, Outcome::Fail { .. })));
+    }
+}
