@@ -54,7 +54,8 @@ fn deletion() -> Result<()> {
 /// Waits until the node is Ready, and its pairs must have answers in time.
 fn passes_after_ready(cluster: &Cluster, probers: &mut Probers, node: &str) -> Result<()> {
     let nodes = cluster.nodes()?;
-    cluster.eventually(180, &format!("{node} is Ready"), || {
+    // A kubelet that was quicker than its Node tries CSINode again only after two minutes.
+    cluster.eventually(400, &format!("{node} is Ready"), || {
         let ready = condition(&cluster.get(&["node", node])?, "Ready");
         ensure!(ready["status"] == "True", "{ready}");
         Ok(())
