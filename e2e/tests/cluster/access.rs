@@ -1,9 +1,11 @@
 //! What the API server does with a pod of each node: exec, logs, port-forward.
 
 use std::io::{BufRead as _, BufReader};
+use std::os::unix::process::CommandExt as _;
 use std::process::Stdio;
 
 use anyhow::{Context as _, Result, ensure};
+use rustix::process::{Pid, Signal, kill_process_group};
 use wg_overlay_e2e::cluster::{Cluster, NAMESPACE, Pod};
 use wg_overlay_e2e::lab::run;
 use wg_overlay_e2e::suite::Case;
@@ -14,7 +16,7 @@ pub fn cases() -> Vec<Case> {
     vec![
         Case::new("exec_reaches_a_pod_on_every_node", &[], exec),
         Case::new("logs_come_from_a_pod_on_every_node", &[], logs),
-        Case::new("port_forward_reaches_a_pod_on_every_node", &["timeout"], port_forward),
+        Case::new("port_forward_reaches_a_pod_on_every_node", &["curl"], port_forward),
     ]
 }
 
@@ -22,6 +24,11 @@ fn on_every_node(name: &str, body: impl Fn(&Cluster, &Pod) -> Result<()>) -> Res
     let cluster = cluster()?;
     for node in workers(&cluster)? {
         let pod = Pod::start(&cluster, &format!("{name}-{node}"), &node, &["netexec"])?;
+        cluster.eventually(60, &format!("the server in {} says that it started", pod.name), || {
+            let said = cluster.kubectl(&["-n", NAMESPACE, "logs", &pod.name])?;
+            ensure!(said.contains("Started HTTP server on port 8080"), "{said}");
+            Ok(())
+        })?;
         body(&cluster, &pod).with_context(|| format!("on {node}"))?;
     }
     Ok(())
@@ -36,32 +43,29 @@ fn exec() -> Result<()> {
 }
 
 fn logs() -> Result<()> {
-    on_every_node("logs", |cluster, pod| {
-        let said = cluster.kubectl(&["-n", NAMESPACE, "logs", &pod.name])?;
-        ensure!(said.contains("Started HTTP server on port 8080"), "{said}");
-        Ok(())
-    })
+    // Every case here waits for a line of the pod's log.
+    on_every_node("logs", |_, _| Ok(()))
 }
 
 fn port_forward() -> Result<()> {
     on_every_node("forward", |cluster, pod| {
         let words = ["-n", NAMESPACE, "port-forward", "--address=127.0.0.1", &pod.name, ":8080"];
-        let mut forward = cluster.kubectl_command(&words).stdout(Stdio::piped()).spawn()?;
-        let fetched = forward.stdout.take().context("no output").and_then(|output| {
-            let mut line = String::new();
-            BufReader::new(output).read_line(&mut line)?;
+        let mut command = cluster.kubectl_command(&words);
+        // The harness starts kubectl as a child, which ends with the group.
+        let mut forward = command.stdout(Stdio::piped()).process_group(0).spawn()?;
+        let mut output = BufReader::new(forward.stdout.take().context("no output")?);
+        let mut line = String::new();
+        let fetched = output.read_line(&mut line).context("read kubectl's output").and_then(|_| {
             let port = line.split("127.0.0.1:").nth(1).and_then(|rest| rest.split_whitespace().next());
             let port = port.with_context(|| format!("kubectl said {line}"))?;
-            // kubectl resets the connection behind the answer.
-            let script = format!(
-                "exec 3<>/dev/tcp/127.0.0.1/{port}; printf 'GET /hostname HTTP/1.0\\r\\n\\r\\n' >&3; cat <&3 || true"
-            );
-            run(cluster.network("cp").command("timeout").args(["30", "bash", "-c", &script]))
+            let url = format!("http://127.0.0.1:{port}/hostname");
+            run(cluster.network("cp").command("curl").args(["-sS", "--fail", "--max-time", "30", &url]))
         });
-        let _ended = forward.kill();
+        let group = i32::try_from(forward.id()).ok().and_then(Pid::from_raw).context("a process id")?;
+        let _ended = kill_process_group(group, Signal::KILL);
         forward.wait()?;
         let fetched = fetched?;
-        ensure!(fetched.ends_with(&pod.name), "{fetched}");
+        ensure!(fetched.trim() == pod.name, "{fetched}");
         Ok(())
     })
 }
