@@ -99,7 +99,7 @@ impl Lab {
         control.spawn(&mut api, &folder.path().join("logs/node-api.log"))?;
         let api = ApiClient::new(socket);
         api.await_ready()?;
-        let mut lab = Self { config, nodes: Vec::new(), api, control: control, switch: switch, folder };
+        let mut lab = Self { config, nodes: Vec::new(), api, control, switch, folder };
         for _ in 0..lab.config.nodes {
             let node = lab.config.node.clone();
             lab.add_node(node)?;

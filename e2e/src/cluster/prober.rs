@@ -150,15 +150,23 @@ impl Probers {
     /// # Errors
     /// A prober can't be reached.
     pub fn report(&self, nodes: &[String]) -> Result<Vec<PairReport>> {
+        let mut pairs = self.report_to_all(nodes)?;
+        pairs.retain(|pair| nodes.contains(&pair.to));
+        Ok(pairs)
+    }
+
+    /// What became of the packets from these nodes to all.
+    ///
+    /// # Errors
+    /// A prober can't be reached.
+    pub fn report_to_all(&self, nodes: &[String]) -> Result<Vec<PairReport>> {
         let mut all = Vec::new();
         for node in nodes {
             for mut pair in self.order(node, "report")? {
                 let to = self.pods.iter().find(|(_, ips)| ips.contains(&pair.target));
                 pair.from.clone_from(node);
                 pair.to = to.map(|(name, _)| name.clone()).unwrap_or_default();
-                if nodes.contains(&pair.to) {
-                    all.push(pair);
-                }
+                all.push(pair);
             }
         }
         Ok(all)
