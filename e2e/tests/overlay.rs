@@ -14,6 +14,8 @@ mod boot;
 mod cluster;
 #[path = "overlay/connectivity.rs"]
 mod connectivity;
+#[path = "overlay/doctor.rs"]
+mod doctor;
 #[path = "overlay/endpoints.rs"]
 mod endpoints;
 #[path = "overlay/faults.rs"]
@@ -65,6 +67,7 @@ fn main() -> ExitCode {
         refusals::cases(),
         endpoints::cases(),
         faults::cases(),
+        doctor::cases(),
     ];
     run(&tier, cases.into_iter().flatten().collect())
 }
