@@ -65,7 +65,7 @@ fn skipped(reason: impl Into<String>) -> Outcome {
 }
 
 /// A fact, or the outcome of a check that lacks it.
-fn need<'a, T>(fact: &'a Result<T, String>) -> Result<&'a T, Outcome> {
+fn need<T>(fact: &Result<T, String>) -> Result<&T, Outcome> {
     fact.as_ref().map_err(skipped)
 }
 
