@@ -65,7 +65,7 @@ fn skipped(reason: impl Into<String>) -> Outcome {
 }
 
 /// A fact, or the outcome of a check that lacks it.
-fn need<'a, T>(fact: &'a Result<T, String>) -> Result<&'a T, Outcome> {
+fn need<T>(fact: &Result<T, String>) -> Result<&T, Outcome> {
     fact.as_ref().map_err(skipped)
 }
 
@@ -167,7 +167,8 @@ pub fn render_findings(findings: &[Finding]) -> String {
 
 /// A finding stays on its line, and drives no terminal.
 fn one_line(text: &str) -> String {
-    text.trim().chars().map(|c| if c.is_control() { ' ' } else { c }).collect()
+    let words: Vec<_> = text.split_whitespace().collect();
+    words.join(" ").replace(char::is_control, " ")
 }
 
 #[cfg(test)]

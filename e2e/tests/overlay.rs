@@ -16,6 +16,8 @@ mod cluster;
 mod connectivity;
 #[path = "overlay/contained.rs"]
 mod contained;
+#[path = "overlay/doctor.rs"]
+mod doctor;
 #[path = "overlay/endpoints.rs"]
 mod endpoints;
 #[path = "overlay/faults.rs"]
@@ -68,6 +70,7 @@ fn main() -> ExitCode {
         refusals::cases(),
         endpoints::cases(),
         faults::cases(),
+        doctor::cases(),
     ];
     run(&tier, cases.into_iter().flatten().collect())
 }

@@ -22,11 +22,14 @@ pub(super) struct DoctorArgs {
 
 /// Makes every check and prints what it found.
 pub(super) async fn run(args: DoctorArgs) -> anyhow::Result<ExitCode> {
-    let (config, problem) = match args.config.load() {
+    let (mut config, problem) = match args.config.load() {
         Ok(config) => (config, None),
         Err(error) => (defaults()?, Some(error.to_string())),
     };
     let agent = fetch(&config.state_dir.join(SOCKET)).await.map_err(|error| format!("{error:#}"));
+    if let (Ok(status), Some(_)) = (&agent, &problem) {
+        config.node_name.clone_from(&status.node);
+    }
     let facts = Facts::read(config, problem, agent).await;
     let findings = examine(&facts);
     match args.output {

@@ -139,6 +139,7 @@ async fn kernel(config: &Config) -> Result<ObservedState, String> {
         state_dir: config.state_dir.clone(),
         listen_port: config.listen_port,
         device_mode: config.device,
+        device_socket: config.device_socket.clone(),
         device_program: DeviceProgram::own().map_err(|e| chain(&e))?,
     };
     let mut host = Host::open(host).map_err(|e| chain(&e))?;

@@ -112,8 +112,8 @@ fn keeps_foreign_routes(files: &Files) -> Option<bool> {
     let parts = folders.map(|folder| format!("{folder}/systemd/networkd.conf.d"));
     let parts = merged(files, &parts.each_ref().map(String::as_str), ".conf");
     let texts = main.into_iter().chain(parts.into_values()).filter_map(|path| files.read(path));
-    let values = texts.flat_map(|text| assignments(&text));
-    let last = values.filter(|(s, k, _)| s == "Network" && k == "ManageForeignRoutes").last();
+    let mut values = texts.flat_map(|text| assignments(&text));
+    let last = values.rfind(|(s, k, _)| s == "Network" && k == "ManageForeignRoutes");
     last.map(|(_, _, value)| !is_yes(&value))
 }
 

@@ -5,7 +5,7 @@ use std::time::{Duration, SystemTime};
 use ipnet::IpNet;
 use wg_overlay_mesh::{NodeRecord, annotation, overlaps};
 
-use super::{Facts, Outcome, fail, need, ok, skipped, warn};
+use super::{Facts, Outcome, facts::InCluster, fail, need, ok, skipped, warn};
 
 type Found = Result<Outcome, Outcome>;
 
@@ -20,9 +20,14 @@ pub(super) fn configuration(facts: &Facts) -> Found {
     })
 }
 
+/// What the API server says; why it can't be asked is told once.
+fn asked(facts: &Facts) -> Result<&InCluster, Outcome> {
+    facts.cluster.as_ref().map_err(|_| skipped("the API server can't be asked: see api-server"))
+}
+
 fn own_node(facts: &Facts) -> Result<&NodeRecord, Outcome> {
     let missing = || skipped(format!("there is no Node {}", facts.config.node_name));
-    need(&facts.cluster)?.node.as_ref().ok_or_else(missing)
+    asked(facts)?.node.as_ref().ok_or_else(missing)
 }
 
 pub(super) fn api_server(facts: &Facts) -> Found {
@@ -59,7 +64,7 @@ pub(super) fn pod_cidr(facts: &Facts) -> Found {
 pub(super) fn pod_networks(facts: &Facts) -> Found {
     let configured = &facts.config.pod_cidrs;
     let networks = if configured.is_empty() {
-        let cluster = need(&facts.cluster)?;
+        let cluster = asked(facts)?;
         cluster.networks.as_ref().map(|n| n.pods.clone()).unwrap_or_default()
     } else {
         configured.clone()
@@ -88,7 +93,7 @@ pub(super) fn cidr_overlap(facts: &Facts) -> Found {
     let local = kernel.underlay.links.values().flat_map(|link| {
         link.addresses.iter().map(move |net| (net.trunc(), format!("{net} of link {}", link.name)))
     });
-    let services = need(&facts.cluster)?.networks.iter().flat_map(|n| &n.services);
+    let services = asked(facts)?.networks.iter().flat_map(|n| &n.services);
     let services = services.map(|net| (*net, format!("the service network {net}")));
     let clash = local.chain(services).find(|(net, _)| own.iter().any(|cidr| overlaps(cidr, net)));
     Ok(match clash {
@@ -185,7 +190,7 @@ mod tests {
     use super::*;
     use crate::{
         cluster::ClusterNetworks,
-        doctor::facts::{InCluster, tests::facts, tests::put},
+        doctor::facts::tests::{facts, put},
     };
 
     fn with_node(facts: &mut Facts) -> &mut NodeRecord {

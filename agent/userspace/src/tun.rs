@@ -20,11 +20,16 @@ use crate::error::DeviceError;
 mod reader;
 mod writer;
 
+/// Packets that wait while this process has no processor: with TUN's default of 500, a node whose processors are all busy
+/// loses packets after some tenths of a second. A flood of full packets waits no longer than 3 MB take.
+const QUEUE: u32 = 2048;
+
 /// Opens and so creates the link `name`, down, with `mtu`. It lives as long as what is returned.
 pub(crate) fn open(name: &str, mtu: u16) -> Result<AsyncDevice, DeviceError> {
     DeviceBuilder::new()
         .name(name)
         .mtu(mtu)
+        .tx_queue_len(QUEUE)
         .offload(true)
         .enable(false)
         .build_async()

@@ -28,7 +28,7 @@ fn configuration() -> Result<()> {
         let node = lab.node(1)?;
         let help = wg_overlay(node, &["--help"])?;
         ensure!(help.code == Some(0), "--help exits {:?}", help.code);
-        for command in ["agent", "device", "status", "plan", "cleanup", "version"] {
+        for command in ["agent", "device", "status", "doctor", "plan", "cleanup", "version"] {
             ensure!(help.out.contains(command), "--help does not name {command}: {}", help.out);
         }
         let version = wg_overlay(node, &["version"])?;
