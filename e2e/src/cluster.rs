@@ -38,6 +38,12 @@ impl Cluster {
         Path::new("/run/netns").join(format!("{prefix}-sw")).exists().then_some(Self { script, prefix })
     }
 
+    /// The prefix of its namespaces.
+    #[must_use]
+    pub fn name(&self) -> &str {
+        &self.prefix
+    }
+
     /// Runs a command of the harness, such as `restart containerd n1`.
     ///
     /// # Errors

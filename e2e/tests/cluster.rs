@@ -23,6 +23,8 @@ mod crash;
 mod installation;
 #[path = "cluster/many.rs"]
 mod many;
+#[path = "cluster/migration.rs"]
+mod migration;
 #[path = "cluster/packets.rs"]
 mod packets;
 #[path = "cluster/policy.rs"]
@@ -48,8 +50,9 @@ fn main() -> ExitCode {
         crash::cases(),
         boot::cases(),
         underlay::last(),
-        // Takes the network away, and brings it back.
+        // These take the network away, and bring it back.
         installation::cases(),
+        migration::cases(),
     ];
     let folder = std::env::var_os("WG_OVERLAY_REPORT").map(PathBuf::from);
     let folder = folder.unwrap_or_else(|| Path::new(env!("CARGO_MANIFEST_DIR")).join("report"));

@@ -32,11 +32,18 @@ fn refuses_then_removes(cluster: &Cluster) -> Result<()> {
         Ok(())
     })?;
     detach_everything(cluster)?;
+    uninstall(cluster)?;
+    nothing_is_left(cluster)
+}
+
+/// Cleans nodes without agents and pods, and deletes every object of ours.
+pub fn uninstall(cluster: &Cluster) -> Result<()> {
+    cluster.kubectl_with(&["apply", "-f", "-"], &manifest("uninstall.yaml")?)?;
     cluster.await_rollout(OURS, CLEANUP)?;
     for file in ["uninstall.yaml", "wg-overlay.yaml"] {
         cluster.kubectl_with(&["delete", "--ignore-not-found", "-f", "-"], &manifest(file)?)?;
     }
-    nothing_is_left(cluster)
+    Ok(())
 }
 
 /// Ends every pod that has an address of ours.

@@ -145,6 +145,12 @@ impl Monitor {
     /// Starts it and waits until it has seen a change made for it.
     fn start(lab: &Lab, node: &Node) -> Result<Self> {
         const CONTROL: &str = "198.51.100.1";
+        // The kernel gives a bridge with its first port a link-local address, and tells of it when no other has it.
+        eventually(PATIENCE, "the kernel has given all addresses", || {
+            let tentative = node.exec("ip", ["-6", "addr", "show", "tentative"])?;
+            ensure!(tentative.trim().is_empty(), "{tentative}");
+            Ok(())
+        })?;
         let log = lab.folder().join("logs").join(format!("{}-ip-monitor.log", node.name()));
         let mut command = node.namespace().command("ip");
         command.args(["monitor", "link", "address", "route", "rule"]).stdout(File::create(&log)?);
