@@ -217,8 +217,16 @@ impl Reconciler {
             self.nodes.read(|view| view.map(|v| decide(&self.local, v, &resolved, self.host.observed())));
         let decision = match decided {
             None => return Err(self.wait(State::WaitingForNodes)),
-            Some(Err(LocalProblem::NoPodCidr)) => return Err(self.wait(State::WaitingForPodCidr)),
-            Some(Err(problem)) => return Err(self.fail("node", vec![problem.to_string()])),
+            Some(Err(LocalProblem::NoPodCidr)) => {
+                self.hold_pods();
+                return Err(self.wait(State::WaitingForPodCidr));
+            }
+            Some(Err(problem)) => {
+                if matches!(problem, LocalProblem::NoNode(_)) {
+                    self.hold_pods();
+                }
+                return Err(self.fail("node", vec![problem.to_string()]));
+            }
             Some(Ok(decision)) => decision,
         };
         self.clear("node");

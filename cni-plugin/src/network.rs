@@ -30,8 +30,8 @@ pub struct Network {
 /// The mark could not be read or written.
 #[derive(Debug, Error)]
 pub enum NetworkError {
-    /// The agent has not made this node ready since the last boot.
-    #[error("{path} is missing: the wg-overlay agent has not made this node ready since it booted", path = .0.display())]
+    /// The agent has not made this node ready since the last boot, or took that back: its Node is gone.
+    #[error("{path} is missing: the wg-overlay agent has not made this node ready since it booted, or its Node is gone", path = .0.display())]
     Missing(PathBuf),
     /// The file is there and can't be read, or could not be written.
     #[error("could not {action} {path}", path = .path.display())]
@@ -95,6 +95,16 @@ impl Network {
         Ok(true)
     }
 
+    /// Takes the mark in `state_dir` away: new pods wait. False if there was none.
+    pub fn remove(state_dir: &Path) -> Result<bool, NetworkError> {
+        let path = state_dir.join(NETWORK_FILE);
+        match fs::remove_file(&path) {
+            Ok(()) => Ok(true),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(false),
+            Err(source) => Err(NetworkError::Io { action: "remove", path, source }),
+        }
+    }
+
     /// The ranges that pods get addresses of, in the order of the prefixes; or what is wrong with this network.
     pub(crate) fn ranges(&self) -> Result<Vec<Range>, String> {
         // RFC 791 and RFC 8200: what every IPv4 host takes, and the least a link may have that carries IPv6.
@@ -129,6 +139,9 @@ mod tests {
         let text = fs::read_to_string(folder.path().join(NETWORK_FILE)).unwrap();
         assert_eq!(text, r#"{"podCIDRs":["10.244.1.0/24","fd00:244:0:1::/64"],"mtu":1420}"#);
         assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 1, "no temporary file stays");
+        assert!(Network::remove(folder.path()).unwrap());
+        assert!(!Network::remove(folder.path()).unwrap(), "it is gone already");
+        assert!(matches!(Network::read(folder.path()), Err(NetworkError::Missing(_))));
     }
 
     #[test]

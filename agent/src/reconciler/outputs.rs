@@ -115,6 +115,17 @@ impl Reconciler {
         worked
     }
 
+    /// Lets new pods wait: a Node that is gone may come back with other PodCIDRs, and where these pods are nobody would know.
+    pub(super) fn hold_pods(&mut self) {
+        match Network::remove(&self.config.state_dir) {
+            Ok(true) => info!("new pods wait until this node's PodCIDRs are known again"),
+            Ok(false) => {}
+            Err(error) => self.note("cni", vec![chain(&error)]),
+        }
+        self.last.cni = None;
+        self.last.installed = None;
+    }
+
     /// Whether this node's own device, guards and valid peers are programmed, and pods are attached.
     pub(super) fn is_ready(&self) -> bool {
         let broken = ["kernel", "node", "cni"]

@@ -50,6 +50,20 @@ impl Probers {
         Ok(probers)
     }
 
+    /// Waits until a node's prober runs, as the API has it.
+    ///
+    /// # Errors
+    /// It doesn't within three minutes.
+    pub fn await_ready(&self, node: &str) -> Result<()> {
+        self.cluster.eventually(180, &format!("{node} has a prober"), || {
+            let field = format!("spec.nodeName={node}");
+            let words = ["-n", NAMESPACE, "pods", "-l", "app=prober", "--field-selector", &field];
+            let pods = self.cluster.list(&words)?;
+            ensure!(pods.iter().any(is_ready), "{} pods, none is ready", pods.len());
+            Ok(())
+        })
+    }
+
     /// Reads the probers' addresses anew and tells each prober of them.
     ///
     /// # Errors

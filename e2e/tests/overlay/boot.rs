@@ -16,6 +16,7 @@ pub fn cases() -> Vec<Case> {
         Case::new("without_the_boot_mark_no_pod_is_attached", &["ping"], no_mark),
         Case::new("after_a_reboot_pods_wait_for_the_agent", &["ping"], reboot),
         Case::new("pods_come_and_go_without_a_running_agent", &["ping"], no_agent),
+        Case::new("a_node_that_is_deleted_takes_no_pods_until_it_is_back", &["ping"], deleted),
         Case::new("a_rival_conflist_is_named", &[], rival),
     ]
 }
@@ -125,6 +126,26 @@ fn no_agent() -> Result<()> {
         let links = node.exec("ip", ["-br", "link"])?;
         ensure!(!links.contains("wgp"), "links are left: {links}");
         Ok(())
+    })
+}
+
+/// It may come back with other PodCIDRs: a pod attached meanwhile would be one that nobody reaches.
+fn deleted() -> Result<()> {
+    with_agents(2, |lab| {
+        let node = lab.node(1)?;
+        let (before, far) = (node.add_pod("before")?, lab.node(2)?.add_pod("far")?);
+        ping_all(&[before, far])?;
+        lab.api().delete_node("n1")?;
+        eventually(PATIENCE, "pods are refused", || refuses(node))?;
+        let mut object = node.object();
+        let cidrs = ["10.244.31.0/24", "fd00:244:0:31::/64"];
+        object["spec"] = json!({ "podCIDR": cidrs[0], "podCIDRs": cidrs });
+        lab.api().create("/api/v1/nodes", &object)?;
+        eventually(PATIENCE, "the node takes pods again", || node.network_status())?;
+        let after = node.add_pod("after")?;
+        ensure!(after.ipv4()?.to_string().starts_with("10.244.31."), "{:?}", after.ips());
+        let again = lab.node(2)?.add_pod("again")?;
+        ping_all(&[after, again])
     })
 }
 
