@@ -8,7 +8,7 @@ use gotatun::{
 };
 use rustix::io::Errno;
 use tokio::sync::watch;
-use tun_rs::{AsyncDevice, IDEAL_BATCH_SIZE, VIRTIO_NET_HDR_LEN};
+use tun_rs::{AsyncDevice, IDEAL_BATCH_SIZE, VIRTIO_NET_HDR_LEN, VirtioNetHdr};
 
 /// Most segments of one read. The link is told (`gso_max_segs`), so that the kernel itself cuts
 /// what has more, as TCP with a very small MSS would.
@@ -79,15 +79,36 @@ impl TunReader {
     async fn read(&mut self, pool: &PacketBufPool) -> io::Result<()> {
         self.provide(pool);
         let count = self.tun.recv_multiple(&mut self.raw, &mut self.segments, &mut self.sizes, 0).await?;
+        let header = self.raw.get(..VIRTIO_NET_HDR_LEN).and_then(|raw| VirtioNetHdr::decode(raw).ok());
         for (segment, size) in self.segments.drain(..count).zip(&self.sizes) {
             let mut packet = segment.0;
             packet.truncate(*size);
+            if let Some(header) = &header {
+                mend_checksum(header, &mut packet);
+            }
             match packet.try_into_ip() {
                 Ok(packet) => self.ready.push(packet),
                 Err(error) => tracing::debug!(%error, "not an IP packet, dropped"),
             }
         }
         Ok(())
+    }
+}
+
+/// A UDP checksum that comes out as zero is sent as all ones: zero means that there is none, which IPv6 drops (RFC 768;
+/// RFC 8200, 8.1). tun-rs leaves it out where it completes the checksum of a packet that it doesn't cut.
+fn mend_checksum(header: &VirtioNetHdr, packet: &mut [u8]) {
+    // include/uapi/linux/virtio_net.h
+    const NEEDS_CSUM: u8 = 1;
+    const GSO_NONE: u8 = 0;
+    const UDP_CHECKSUM: u16 = 6;
+    let completed = header.flags & NEEDS_CSUM != 0 && header.gso_type == GSO_NONE;
+    if !completed || header.csum_offset != UDP_CHECKSUM {
+        return;
+    }
+    let at = usize::from(header.csum_start) + usize::from(UDP_CHECKSUM);
+    if let Some(checksum) = packet.get_mut(at..at + 2).filter(|checksum| **checksum == [0, 0]) {
+        checksum.fill(0xff);
     }
 }
 

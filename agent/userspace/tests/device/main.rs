@@ -20,6 +20,8 @@ fn main() -> ExitCode {
     match std::env::var("WGU_ROLE").as_deref() {
         Ok("device") => return device::main(),
         Ok("burst") => return packets::burst(),
+        Ok("echo") => return packets::echo(),
+        Ok("values") => return packets::values(),
         Ok("noise") => return noise::main(),
         Ok("hold") => return configuration::hold(),
         Ok("control") => return configuration::wireguard_control(),

@@ -1,6 +1,12 @@
 //! Packets in both families, over both, at every size.
 
-use std::{io::IoSlice, net::UdpSocket, os::fd::AsRawFd, process::ExitCode};
+use std::{
+    io::IoSlice,
+    net::{SocketAddr, UdpSocket},
+    os::fd::AsRawFd,
+    process::ExitCode,
+    time::Duration,
+};
 
 use nix::sys::socket::{ControlMessage, MsgFlags, sendmsg};
 
@@ -13,6 +19,7 @@ pub const TESTS: &[Test] = &[
     ("a_jumbo_underlay_is_used", a_jumbo_underlay_is_used),
     ("no_checksum_offload", no_checksum_offload),
     ("an_underlay_smaller_than_the_tunnel", an_underlay_smaller_than_the_tunnel),
+    ("datagrams_of_every_checksum", datagrams_of_every_checksum),
     ("tcp_with_a_tiny_mss", tcp_with_a_tiny_mss),
     ("a_link_that_is_down_comes_back", a_link_that_is_down_comes_back),
     ("an_endpoint_is_followed", an_endpoint_is_followed),
@@ -146,13 +153,71 @@ pub fn burst() -> ExitCode {
         sendmsg::<()>(socket.as_raw_fd(), &slices, &segments, MsgFlags::empty(), None)?;
         Ok(())
     };
-    match send() {
+    finish(send())
+}
+
+/// The end of a role.
+fn finish(outcome: Result<(), Box<dyn std::error::Error>>) -> ExitCode {
+    match outcome {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             eprintln!("{error}");
             ExitCode::FAILURE
         }
     }
+}
+
+/// One of 65,536 payloads has the checksum zero, which stands for none and is dropped over IPv6.
+fn datagrams_of_every_checksum() -> Outcome {
+    let lab = Lab::joined(1500, 1420)?;
+    for to in ["10.9.2.1", "fd09:2::1"] {
+        lab.a.ping(to)?;
+        let to = SocketAddr::new(to.parse().map_err(|error| format!("{to}: {error}"))?, 7007).to_string();
+        let server = lab.b.this_program("echo", &to)?.spawn();
+        let mut server = server.map_err(|error| error.to_string())?;
+        let client = lab.a.this_program("values", &to)?.output();
+        let _ = server.kill();
+        let _ = server.wait();
+        let output = client.map_err(|error| error.to_string())?;
+        expect(output.status.success(), "every datagram to come back", String::from_utf8(output.stderr))?;
+    }
+    Ok(())
+}
+
+/// The role `echo`: sends back what comes to an address.
+pub fn echo() -> ExitCode {
+    let serve = || -> Result<(), Box<dyn std::error::Error>> {
+        let socket = UdpSocket::bind(std::env::args().nth(1).unwrap_or_default())?;
+        let mut buffer = [0; 16];
+        loop {
+            let (length, from) = socket.recv_from(&mut buffer)?;
+            socket.send_to(buffer.get(..length).unwrap_or_default(), from)?;
+        }
+    };
+    finish(serve())
+}
+
+/// The role `values`: sends each number of two bytes to an address, and waits until it is back.
+pub fn values() -> ExitCode {
+    let send = || -> Result<(), Box<dyn std::error::Error>> {
+        let address = std::env::args().nth(1).unwrap_or_default();
+        let socket = UdpSocket::bind(if address.starts_with('[') { "[::]:0" } else { "0.0.0.0:0" })?;
+        socket.connect(address)?;
+        socket.set_read_timeout(Some(Duration::from_secs(10)))?;
+        let mut buffer = [0; 16];
+        // Refused until the server listens.
+        while socket.send(&[0; 3]).and_then(|_| socket.recv(&mut buffer)).is_err() {}
+        for value in 0..=u16::MAX {
+            socket.send(&value.to_be_bytes())?;
+            let length =
+                socket.recv(&mut buffer).map_err(|error| format!("{value:#06x} is lost: {error}"))?;
+            if buffer.get(..length) != Some(value.to_be_bytes().as_slice()) {
+                return Err(format!("{value:#06x} came back as {buffer:x?}").into());
+            }
+        }
+        Ok(())
+    };
+    finish(send())
 }
 
 /// Hundreds of segments in 64 KiB, more than one read of the link takes: the kernel cuts them.
