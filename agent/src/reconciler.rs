@@ -217,15 +217,14 @@ impl Reconciler {
             self.nodes.read(|view| view.map(|v| decide(&self.local, v, &resolved, self.host.observed())));
         let decision = match decided {
             None => return Err(self.wait(State::WaitingForNodes)),
-            Some(Err(LocalProblem::NoPodCidr)) => {
-                self.hold_pods();
-                return Err(self.wait(State::WaitingForPodCidr));
-            }
             Some(Err(problem)) => {
-                if matches!(problem, LocalProblem::NoNode(_)) {
+                if matches!(problem, LocalProblem::NoNode(_) | LocalProblem::NoPodCidr) {
                     self.hold_pods();
                 }
-                return Err(self.fail("node", vec![problem.to_string()]));
+                return Err(match problem {
+                    LocalProblem::NoPodCidr => self.wait(State::WaitingForPodCidr),
+                    other => self.fail("node", vec![other.to_string()]),
+                });
             }
             Some(Ok(decision)) => decision,
         };

@@ -142,6 +142,25 @@ pub struct PeerStatus {
     pub reason: Option<String>,
 }
 
+impl PeerStatus {
+    /// A node that nothing more is known of.
+    pub fn new(node: &str, state: PeerState) -> Self {
+        Self {
+            node: node.to_owned(),
+            state,
+            public_key: None,
+            endpoint: None,
+            annotated: false,
+            allowed_ips: Vec::new(),
+            handshake_age_seconds: None,
+            received_bytes: 0,
+            sent_bytes: 0,
+            note: None,
+            reason: None,
+        }
+    }
+}
+
 impl Status {
     /// The status before anything is known.
     pub fn new(node: &str, fail_closed: bool) -> Self {

@@ -252,17 +252,10 @@ impl Reconciler {
 }
 
 fn refused(node: &str, reason: &Reason) -> PeerStatus {
+    let state = if reason.is_fault() { PeerState::Refused } else { PeerState::NoAgent };
     PeerStatus {
-        node: node.to_owned(),
-        state: if reason.is_fault() { PeerState::Refused } else { PeerState::NoAgent },
-        public_key: None,
-        endpoint: None,
-        annotated: false,
-        allowed_ips: Vec::new(),
-        handshake_age_seconds: None,
-        received_bytes: 0,
-        sent_bytes: 0,
         note: reason.is_fault().then(|| reason.to_string()),
         reason: Some(reason.word().to_owned()),
+        ..PeerStatus::new(node, state)
     }
 }

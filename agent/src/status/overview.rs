@@ -347,17 +347,8 @@ mod tests {
             public_key: String::new(),
         });
         let peer = |(node, state, note): &(&str, PeerState, Option<&str>)| PeerStatus {
-            node: (*node).into(),
-            state: *state,
-            public_key: None,
-            endpoint: None,
-            annotated: false,
-            allowed_ips: vec![],
-            handshake_age_seconds: None,
-            received_bytes: 0,
-            sent_bytes: 0,
             note: note.map(Into::into),
-            reason: None,
+            ..PeerStatus::new(node, *state)
         };
         status.peers = peers.iter().map(peer).collect();
         Answer::Status(Box::new(status))

@@ -123,17 +123,8 @@ mod tests {
 
     fn peers(story: &BTreeMap<String, PeerState>) -> Vec<PeerStatus> {
         let peer = |(node, state): (&String, &PeerState)| PeerStatus {
-            node: node.clone(),
-            state: *state,
-            public_key: None,
-            endpoint: None,
-            annotated: false,
-            allowed_ips: vec![],
-            handshake_age_seconds: None,
-            received_bytes: 0,
-            sent_bytes: 0,
             note: Some(format!("of {node}")),
-            reason: None,
+            ..PeerStatus::new(node, *state)
         };
         story.iter().map(peer).collect()
     }

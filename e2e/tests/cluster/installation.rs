@@ -8,7 +8,7 @@ use wg_overlay_e2e::suite::Case;
 
 use crate::common::{AGENT, OURS, cluster, condition};
 
-const DEVICE: &str = "wg-overlay-device";
+pub const DEVICE: &str = "wg-overlay-device";
 const CLEANUP: &str = "wg-overlay-cleanup";
 
 pub fn cases() -> Vec<Case> {

@@ -4,12 +4,12 @@ use std::path::Path;
 use std::process::Command;
 
 use anyhow::{Context as _, Result, ensure};
-use wg_overlay_e2e::cluster::{Cluster, NAMESPACE, Pod};
+use wg_overlay_e2e::cluster::{Cluster, Pod};
 use wg_overlay_e2e::lab::run;
 use wg_overlay_e2e::suite::{Case, skip};
 
 use crate::common::{AGENT, OURS, cluster, full};
-use crate::installation::{detach_everything, install, uninstall};
+use crate::installation::{DEVICE, detach_everything, install, uninstall};
 
 pub fn cases() -> Vec<Case> {
     vec![
@@ -40,7 +40,7 @@ fn migrate(former: &Former) -> Result<()> {
         return skip("only with WG_OVERLAY_E2E_FULL=1");
     }
     let cluster = cluster()?;
-    cluster.kubectl(&["-n", OURS, "delete", "daemonset", AGENT, "wg-overlay-device"])?;
+    cluster.kubectl(&["-n", OURS, "delete", "daemonset", AGENT, DEVICE])?;
     detach_everything(&cluster)?;
     uninstall(&cluster)?;
     let result = node_by_node(&cluster, former);
@@ -106,7 +106,7 @@ fn all_talk(cluster: &Cluster, pods: &[Pod], former: &Former) -> Result<()> {
     for from in pods {
         for to in pods.iter().filter(|to| to.node != from.node) {
             for ip in to.ips.iter().take(former.families) {
-                let what = format!("{} reaches {} at {ip} in {NAMESPACE}", from.name, to.name);
+                let what = format!("{} reaches {} at {ip}", from.name, to.name);
                 cluster.eventually(60, &what, || from.bash_in_network(&format!("ping -c 1 -W 2 {ip}")))?;
             }
         }

@@ -136,7 +136,11 @@ fn deleted() -> Result<()> {
         let (before, far) = (node.add_pod("before")?, lab.node(2)?.add_pod("far")?);
         ping_all(&[before, far])?;
         lab.api().delete_node("n1")?;
-        eventually(PATIENCE, "pods are refused", || refuses(node))?;
+        eventually(PATIENCE, "STATUS says to wait", || {
+            ensure!(node.network_status().is_err(), "it is ready");
+            Ok(())
+        })?;
+        refuses(node)?;
         let mut object = node.object();
         let cidrs = ["10.244.31.0/24", "fd00:244:0:31::/64"];
         object["spec"] = json!({ "podCIDR": cidrs[0], "podCIDRs": cidrs });
