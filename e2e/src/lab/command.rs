@@ -39,14 +39,14 @@ fn said(line: &str, output: Output) -> Result<String> {
     Ok(stdout)
 }
 
-/// The command's words after `nsenter … --`, for messages.
+/// The command's words after `machine enter … --`, for messages.
 pub(super) fn words(command: &Command) -> String {
     let all: Vec<_> = std::iter::once(command.get_program()).chain(command.get_args()).collect();
     let own = all.iter().position(|word| *word == "--").map_or(0, |at| at + 1);
     all.iter().skip(own).map(|word| word.to_string_lossy()).collect::<Vec<_>>().join(" ")
 }
 
-/// A program of this crate (`node-api`, `prober`): from `WG_OVERLAY_E2E_BIN_DIR`, else beside the
+/// A program of this crate (`machine`, `node-api`, `prober`): from `WG_OVERLAY_E2E_BIN_DIR`, else beside the
 /// test executable or in the folder above, where cargo puts it.
 ///
 /// # Errors

@@ -1,7 +1,8 @@
 //! One machine of the lab: a network, mount and UTS namespace held by an anchor process.
 //!
 //! `/run`, `/opt` and `/var/lib` are empty and its own, `/etc` is a copy with a machine-id of its
-//! own; the rest of the host's files are shared. It knows nothing of the underlay or of agents.
+//! own; the rest of the host's files are shared (the program `machine` makes it). It knows nothing of the underlay or of
+//! agents.
 
 use std::cell::RefCell;
 use std::ffi::OsStr;
@@ -13,27 +14,7 @@ use std::process::{Child, Command, Stdio};
 use anyhow::{Context as _, Result, ensure};
 
 use super::leftover::{Folder, end_namespace};
-use super::run;
-
-/// Prints `ready` when everything is in place, and then only holds the namespaces.
-const ANCHOR: &str = r#"
-mount --make-rprivate /
-mount -t tmpfs -o mode=755 tmpfs /run
-mount -t tmpfs -o mode=755 tmpfs /opt
-mount -t tmpfs -o mode=755 tmpfs /var/lib
-cp -a /etc /run/.etc
-mount --bind /run/.etc /etc
-mkdir -p /run/netns /run/lock /opt/cni/bin /etc/cni/net.d /etc/wg-overlay
-rm -f /opt/cni/bin/* /etc/cni/net.d/* /etc/wg-overlay/*
-rm -f /etc/machine-id
-tr -d - < /proc/sys/kernel/random/uuid > /etc/machine-id
-mount -t sysfs sysfs /sys
-echo "$1" > /proc/sys/kernel/hostname
-ip link set lo up
-echo ready
-exec >/dev/null
-exec sleep infinity
-"#;
+use super::{helper, run};
 
 /// A network namespace, held by somebody else, that programs can be started in.
 #[derive(Clone, Debug)]
@@ -50,8 +31,8 @@ impl Network {
 
     /// A command that will run inside.
     pub fn command(&self, program: impl AsRef<OsStr>) -> Command {
-        let mut command = Command::new("nsenter");
-        command.arg(format!("--net={}", self.file.display())).arg("--").arg(program).stdin(Stdio::null());
+        let mut command = enter();
+        command.arg("--net").arg(&self.file).arg("--").arg(program).stdin(Stdio::null());
         command
     }
 
@@ -67,6 +48,14 @@ impl Network {
     }
 }
 
+/// Enters a namespace under the process id of the command; where to comes next. Without the program the command's start
+/// fails and names it.
+fn enter() -> Command {
+    let mut command = Command::new(helper("machine").unwrap_or_else(|_| "machine".into()));
+    command.arg("enter");
+    command
+}
+
 /// A machine. Its drop ends everything that runs in it.
 pub struct Namespace {
     name: String,
@@ -78,11 +67,11 @@ pub struct Namespace {
 impl Namespace {
     /// Starts the anchor and waits until its mounts are in place.
     pub(super) fn start(name: &str, folder: &Folder) -> Result<Self> {
-        let mut command = Command::new("unshare");
-        command.args(["--net", "--mount", "--uts", "--", "sh", "-euc", ANCHOR, "anchor", name]);
+        let mut command = Command::new(helper("machine")?);
+        command.args(["hold", name]);
         let log = folder.path().join(format!("logs/{name}-anchor.log"));
         command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(File::create(&log)?);
-        let mut child = command.spawn().context("start `unshare`: is util-linux installed?")?;
+        let mut child = command.spawn().context("start the anchor")?;
         let (pid, output) = (child.id(), child.stdout.take());
         let namespace = Self { name: name.to_owned(), pid, children: RefCell::new(vec![child]) };
         folder.record(pid)?;
@@ -125,13 +114,11 @@ impl Namespace {
 
     /// Likewise in a network namespace of its own, a pod's.
     pub(super) fn command_in(&self, netns: Option<&Path>, program: impl AsRef<OsStr>) -> Command {
-        // The namespaces of net, mount and uts need no fork: the program keeps nsenter's pid.
-        let mut command = Command::new("nsenter");
-        command.args(["--target", &self.pid.to_string(), "--mount", "--uts"]);
-        match netns {
-            None => command.arg("--net"),
-            Some(path) => command.arg(format!("--net={}", self.path(path).display())),
-        };
+        let mut command = enter();
+        command.args(["--holder", &self.pid.to_string()]);
+        if let Some(path) = netns {
+            command.arg("--net").arg(self.path(path));
+        }
         command.arg("--").arg(program).stdin(Stdio::null());
         command
     }
