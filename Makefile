@@ -24,7 +24,7 @@ export WG_OVERLAY_E2E_BIN_DIR := $(RELEASE)
 # ring's C parts, for a static target
 export CC_$(subst -,_,$(TRIPLE)) := musl-gcc
 
-.PHONY: help demo test lint build prerequisites units namespaces cni-spec overlay kernel-wg cluster cluster-down e2e e2e-full clean
+.PHONY: help demo test lint build prerequisites units namespaces cni-spec overlay kernel-wg kernel-wg-all cluster cluster-down e2e e2e-full clean
 
 help: ## this list
 	@sed -n 's/^# make /make /p' $(MAKEFILE_LIST)
@@ -62,9 +62,12 @@ cni-spec: build
 overlay: build
 	cargo test --release --package wg-overlay-e2e --test overlay
 
-# The same suite on kernel WireGuard, in a virtual machine.
+# The same suite on kernel WireGuard, in a virtual machine, but for cases that the device has no part in.
 kernel-wg: build
 	e2e/vm/overlay
+
+kernel-wg-all: build
+	WG_OVERLAY_KERNEL_ALL=1 WG_OVERLAY_VM_TIMEOUT=6000 e2e/vm/overlay
 
 # Once, building Kubernetes and its companions from their Go modules takes minutes.
 cluster: build

@@ -19,13 +19,21 @@ pub struct Case {
     name: &'static str,
     needs: &'static [&'static str],
     body: fn() -> Result<()>,
+    /// Why it isn't to run.
+    left_out: Option<&'static str>,
 }
 
 impl Case {
     /// A case that needs these programs in PATH besides what every lab needs.
     #[must_use]
     pub fn new(name: &'static str, needs: &'static [&'static str], body: fn() -> Result<()>) -> Self {
-        Self { name, needs, body }
+        Self { name, needs, body, left_out: None }
+    }
+
+    /// The same case, reported as skipped for this reason.
+    #[must_use]
+    pub fn left_out(self, reason: &'static str) -> Self {
+        Self { left_out: Some(reason), ..self }
     }
 }
 
@@ -120,6 +128,9 @@ fn write_report(tier: &str, cases: Vec<TestCase>, folder: &Path) -> Result<()> {
 }
 
 fn run_case(case: &Case) -> Result<Completion, Failed> {
+    if let Some(reason) = case.left_out {
+        return Ok(Completion::ignored_with(reason));
+    }
     if !rustix::process::geteuid().is_root() {
         return Ok(Completion::ignored_with("needs root"));
     }

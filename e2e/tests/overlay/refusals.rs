@@ -7,6 +7,12 @@ mod hostile;
 
 use wg_overlay_e2e::suite::Case;
 
+/// Those that the device has a part in.
 pub fn cases() -> Vec<Case> {
-    [bad_input::cases(), hostile::cases()].into_iter().flatten().collect()
+    hostile::cases()
+}
+
+/// What is refused before it concerns a device.
+pub fn unread_cases() -> Vec<Case> {
+    bad_input::cases()
 }
