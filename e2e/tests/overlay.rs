@@ -57,7 +57,7 @@ const SLOW: &str = "has nothing to do with the device, and takes minutes here; m
 fn main() -> ExitCode {
     let tier = std::env::var("WG_OVERLAY_TIER").unwrap_or_else(|_| "overlay".to_owned());
     let short = tier == "kernel-wg" && std::env::var_os("WG_OVERLAY_KERNEL_ALL").is_none();
-    let deviceless = [refusals::unread_cases(), faults::outside_cases()].into_iter().flatten();
+    let deviceless = [refusals::bad_input_cases(), faults::api_cases()].into_iter().flatten();
     let deviceless = deviceless.map(|case| if short { case.left_out(SLOW) } else { case }).collect();
     let cases = [
         connectivity::cases(),

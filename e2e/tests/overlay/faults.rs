@@ -12,10 +12,10 @@ use wg_overlay_e2e::suite::Case;
 
 /// Those that the device has a part in.
 pub fn cases() -> Vec<Case> {
-    port::cases()
+    [commands::cases(), port::cases()].into_iter().flatten().collect()
 }
 
-/// The API server's and a person's.
-pub fn outside_cases() -> Vec<Case> {
-    [api::cases(), commands::cases()].into_iter().flatten().collect()
+/// The API server's.
+pub fn api_cases() -> Vec<Case> {
+    api::cases()
 }

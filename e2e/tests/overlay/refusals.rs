@@ -13,6 +13,6 @@ pub fn cases() -> Vec<Case> {
 }
 
 /// What is refused before it concerns a device.
-pub fn unread_cases() -> Vec<Case> {
+pub fn bad_input_cases() -> Vec<Case> {
     bad_input::cases()
 }
