@@ -50,11 +50,11 @@ fn main() {
     });
     let mut link = state.underlay.links.get(&2).unwrap().clone();
     print("update, a link's MTU changed", 20, || {
-        link.mtu = 3000 - link.mtu;
+        link.mtu = 2900 - link.mtu;
         state.underlay.links.insert(2, link.clone());
         mesh.update(&local, &view, &resolved, &state, Changes::default()).unwrap()
     });
-    let mut change = |what: &str, mut edit: Box<dyn FnMut(u32, &mut ClusterView)>| {
+    let mut change = |what: &str, edit: &dyn Fn(u32, &mut ClusterView)| {
         let mut round = 0;
         let (mut decided, mut planned, mut steps) = (Vec::new(), Vec::new(), 0);
         for _ in 0..100 {
@@ -77,36 +77,24 @@ fn main() {
         median("  plan", planned);
     };
     let n = nodes / 2;
-    change(
-        "a Node's address",
-        Box::new(move |round, view| {
-            view.get_mut(&name(n)).unwrap().internal_ips[0] =
-                Ipv4Addr::from_bits(0xac1f_0000 + round).to_string();
-        }),
-    );
-    change(
-        "a Node's key",
-        Box::new(move |round, view| {
-            view.insert(name(n), record(n, if round % 2 == 0 { n } else { nodes + 7 }));
-        }),
-    );
-    change(
-        "a Node's PodCIDRs",
-        Box::new(move |round, view| {
-            let other = if round % 2 == 0 { n } else { nodes + 7 };
-            let moved = NodeRecord { internal_ips: record(n, n).internal_ips, ..record(other, n) };
-            view.insert(name(n), moved);
-        }),
-    );
-    change(
-        "a Node leaves or joins",
-        Box::new(move |round, view| {
-            match round % 2 {
-                0 => view.insert(name(n), record(n, n)),
-                _ => view.remove(&name(n)),
-            };
-        }),
-    );
+    change("a Node's address", &|round, view| {
+        view.get_mut(&name(n)).unwrap().internal_ips[0] =
+            Ipv4Addr::from_bits(0xac1f_0000 + round).to_string();
+    });
+    change("a Node's key", &|round, view| {
+        view.insert(name(n), record(n, if round % 2 == 0 { n } else { nodes + 7 }));
+    });
+    change("a Node's PodCIDRs", &|round, view| {
+        let other = if round % 2 == 0 { n } else { nodes + 7 };
+        let moved = NodeRecord { internal_ips: record(n, n).internal_ips, ..record(other, n) };
+        view.insert(name(n), moved);
+    });
+    change("a Node leaves or joins", &|round, view| {
+        match round % 2 {
+            0 => view.insert(name(n), record(n, n)),
+            _ => view.remove(&name(n)),
+        };
+    });
     let memory = fs::read_to_string("/proc/self/status").unwrap();
     println!("{}", memory.lines().find(|line| line.starts_with("VmHWM")).unwrap());
 }
