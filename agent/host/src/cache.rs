@@ -22,6 +22,8 @@ pub(crate) struct Cache {
     owners: HashMap<IpNet, PublicKey>,
     /// The endpoint written last to each peer.
     written: HashMap<PublicKey, SocketAddr>,
+    /// The peers that changed in anything but traffic and handshakes since somebody asked.
+    pub(crate) changed: BTreeSet<PublicKey>,
 }
 
 impl Cache {
@@ -41,13 +43,18 @@ impl Cache {
         }
         self.owners =
             peers.iter().flat_map(|(key, p)| p.allowed_ips.iter().map(|net| (*net, *key))).collect();
-        self.state.peers = peers;
+        let before = std::mem::replace(&mut self.state.peers, peers);
+        let found = &self.state.peers;
+        let gone = before.keys().filter(|key| !found.contains_key(key));
+        let differ = found.iter().filter(|(key, peer)| before.get(key).is_none_or(|b| !same(b, peer)));
+        self.changed.extend(gone.chain(differ.map(|(key, _)| key)));
     }
 
     /// Forgets what went with the device.
     pub(crate) fn forget_device(&mut self) {
         self.state.device = None;
         self.device_index = None;
+        self.changed.extend(self.state.peers.keys());
         self.state.peers.clear();
         self.state.routes.retain(|_, route| !route.through_device);
         self.owners.clear();
@@ -102,8 +109,10 @@ impl Cache {
             }
             Step::RemovePeer(key) => {
                 self.written.remove(key);
-                if let Some(peer) = state.peers.remove(key) {
-                    self.owners.retain(|net, owner| owner != key || !peer.allowed_ips.contains(net));
+                self.changed.insert(*key);
+                let nets = state.peers.remove(key).map(|peer| peer.allowed_ips).unwrap_or_default();
+                for net in nets.iter().filter(|net| self.owners.get(net) == Some(key)).collect::<Vec<_>>() {
+                    self.owners.remove(net);
                 }
             }
             Step::RemoveAddress(link, net) => self.change(*link, |found| {
@@ -126,12 +135,14 @@ impl Cache {
 
     fn record_peer(&mut self, change: &PeerChange) {
         let key = change.public_key;
+        self.changed.insert(key);
         let nets = change.replace_allowed_ips.as_ref().unwrap_or(&change.add_allowed_ips);
         for net in nets {
             let before = self.owners.insert(*net, key).filter(|owner| *owner != key);
             if let Some(peer) = before.and_then(|owner| self.state.peers.get_mut(&owner)) {
                 peer.allowed_ips.remove(net);
             }
+            self.changed.extend(before);
         }
         let peer = self.state.peers.entry(key).or_default();
         match &change.replace_allowed_ips {
@@ -173,10 +184,68 @@ impl Cache {
     }
 }
 
+/// Whether two readings of a peer differ in nothing but traffic and handshakes.
+fn same(a: &ObservedPeer, b: &ObservedPeer) -> bool {
+    a.endpoint == b.endpoint
+        && a.written_endpoint == b.written_endpoint
+        && a.allowed_ips == b.allowed_ips
+        && a.keepalive == b.keepalive
+        && a.preshared_key == b.preshared_key
+}
+
 /// What our two links have in common.
 struct FoundLink<'a> {
     marked: &'a mut bool,
     up: &'a mut bool,
     mtu: &'a mut u32,
     addresses: &'a mut BTreeSet<IpNet>,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn key(n: u8) -> PublicKey {
+        PublicKey::from_bytes([n; 32]).unwrap()
+    }
+
+    fn takes(n: u8, net: &str) -> Step {
+        Step::SetPeer(PeerChange {
+            public_key: key(n),
+            node: String::new(),
+            add: true,
+            endpoint: None,
+            add_allowed_ips: BTreeSet::from([net.parse().unwrap()]),
+            replace_allowed_ips: None,
+            keepalive: None,
+            clear_preshared_key: false,
+        })
+    }
+
+    fn changed(cache: &mut Cache) -> Vec<PublicKey> {
+        std::mem::take(&mut cache.changed).into_iter().collect()
+    }
+
+    #[test]
+    fn a_peer_that_changes_by_whomever_is_told_and_its_traffic_is_not() {
+        let mut cache = Cache::default();
+        cache.record(&takes(1, "10.244.1.0/24"));
+        cache.record(&takes(2, "10.244.2.0/24"));
+        assert_eq!(changed(&mut cache), [key(1), key(2)]);
+        cache.record(&takes(3, "10.244.1.0/24"));
+        assert_eq!(changed(&mut cache), [key(1), key(3)], "the one that lost its prefix too");
+        cache.record(&Step::RemovePeer(key(3)));
+        assert_eq!(changed(&mut cache), [key(3)]);
+
+        let mut read = cache.state.peers.clone();
+        read.values_mut().for_each(|peer| peer.received += 7);
+        cache.set_peers(read.clone());
+        assert_eq!(changed(&mut cache), []);
+        read.entry(key(2)).and_modify(|peer| peer.endpoint = Some("192.0.2.9:7".parse().unwrap()));
+        read.remove(&key(1));
+        cache.set_peers(read);
+        assert_eq!(changed(&mut cache), [key(1), key(2)]);
+        cache.forget_device();
+        assert_eq!(changed(&mut cache), [key(2)]);
+    }
 }

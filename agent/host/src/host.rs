@@ -12,7 +12,7 @@ use std::{
 
 use ipnet::IpNet;
 use tokio::task::spawn_blocking;
-use wg_overlay_mesh::ObservedState;
+use wg_overlay_mesh::{ObservedState, PublicKey};
 
 use self::observe::blocking;
 use crate::{
@@ -102,6 +102,11 @@ impl Host {
     /// What was observed last, with our own changes since.
     pub fn observed(&self) -> &ObservedState {
         &self.cache.state
+    }
+
+    /// The peers that changed since this was asked last, by us or others, in anything but traffic and handshakes.
+    pub fn take_changed_peers(&mut self) -> BTreeSet<PublicKey> {
+        std::mem::take(&mut self.cache.changed)
     }
 
     /// Whether something must be read before the next plan: after a step that failed, or had a side effect.

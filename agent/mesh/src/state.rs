@@ -21,7 +21,7 @@ pub struct DesiredState {
     pub unreachable: BTreeSet<IpNet>,
     /// The other nodes, by key.
     pub peers: BTreeMap<PublicKey, DesiredPeer>,
-    /// Routes into the tunnel, by destination.
+    /// Routes into the tunnel, by destination: one for each allowed IP of the peers.
     pub routes: BTreeMap<IpNet, DesiredRoute>,
     /// The nftables table.
     pub firewall: Firewall,

@@ -115,9 +115,12 @@ fn take(event: Event<SlimNode>, initial: &mut ClusterView, nodes: &Nodes) {
         Event::InitDone => {
             let complete = std::mem::take(initial);
             nodes.update(|view| {
-                let differs = view.as_ref() != Some(&complete);
+                let before = view.take().unwrap_or_default();
+                let gone = before.keys().filter(|name| !complete.contains_key(*name));
+                let differ = complete.iter().filter(|(name, record)| before.get(*name) != Some(*record));
+                let changed: Vec<_> = gone.chain(differ.map(|(name, _)| name)).cloned().collect();
                 *view = Some(complete);
-                differs
+                changed
             });
         }
         Event::Apply(node) => {
@@ -126,20 +129,21 @@ fn take(event: Event<SlimNode>, initial: &mut ClusterView, nodes: &Nodes) {
             nodes.update(|view| apply(view, name, node.record));
         }
         Event::Delete(node) => {
-            nodes.note_network(&node.name_any(), None);
-            nodes.update(|view| view.as_mut().is_some_and(|v| v.remove(&node.name_any()).is_some()));
+            let name = node.name_any();
+            nodes.note_network(&name, None);
+            nodes.update(|view| view.as_mut()?.remove_entry(&name).map(|(name, _)| name));
         }
     }
 }
 
-/// A heartbeat changes nothing that is read, and wakes nobody.
-fn apply(view: &mut Option<ClusterView>, name: String, record: NodeRecord) -> bool {
-    let Some(view) = view else { return false };
+/// A heartbeat changes nothing that is read, and wakes nobody. Gives the name of a Node that did change.
+fn apply(view: &mut Option<ClusterView>, name: String, record: NodeRecord) -> Option<String> {
+    let view = view.as_mut()?;
     if view.get(&name) == Some(&record) {
-        return false;
+        return None;
     }
-    view.insert(name, record);
-    true
+    view.insert(name.clone(), record);
+    Some(name)
 }
 
 /// Whether the server refuses `sendInitialEvents` (an older one answers 422, one without the gate 400).
