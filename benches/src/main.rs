@@ -6,12 +6,23 @@
 // Its figures are counts and times far below 2^52.
 #![allow(clippy::cast_precision_loss, clippy::cast_possible_truncation)]
 
+mod engines;
+mod floor;
 mod ipam;
+mod kernel;
+mod latency;
+mod mesh;
+mod nodes;
 mod plugin;
 mod process;
 mod report;
 mod rows;
+mod scale;
+mod start;
 mod stats;
+mod strace;
+mod tunnel;
+mod watched;
 
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -37,7 +48,7 @@ Examples:
   bench --smoke                        the few minutes of it that CI runs
 
 Needs root, and: WG_OVERLAY_BIN_DIR (wg-overlay, wg-overlay-cni), WG_OVERLAY_E2E_BIN_DIR (node-api, reserve, peak-rss),
-WG_OVERLAY_CACHE (bench/, where benches/peers puts the peers). `make bench` sets all of them.
+WG_OVERLAY_CACHE (bench/bin, where benches/peers puts the peers). `make bench` sets all of them.
 
 Exit status: 0 measured, whether the targets hold or not: the report says; 1 the run itself failed, or, with --smoke, a
 ratio lies beyond its target by more than a factor of 2, or was not measured.")]
@@ -54,6 +65,9 @@ struct Flags {
     /// How many rounds are alternated; the bounds need 4 at least.
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
     rounds: Option<u32>,
+    /// The half of `--only kernel` that runs in the virtual machine.
+    #[arg(long, hide = true)]
+    guest: bool,
     /// Where the JSON goes.
     #[arg(long, value_name = "FOLDER", default_value = "target/bench")]
     out: PathBuf,
@@ -70,7 +84,16 @@ pub struct Options {
 /// A part's work.
 type Part = fn(&Options, &mut Findings) -> Result<()>;
 
-const PARTS: &[(Group, Part)] = &[(Group::Plugin, plugin::measure), (Group::Ipam, ipam::measure)];
+const PARTS: &[(Group, Part)] = &[
+    (Group::Plugin, plugin::measure),
+    (Group::Ipam, ipam::measure),
+    (Group::Mesh, mesh::measure),
+    (Group::Scale, scale::measure),
+    (Group::Start, start::measure),
+    (Group::Tunnel, tunnel::measure),
+    (Group::Latency, latency::measure),
+    (Group::Kernel, kernel::measure),
+];
 
 fn main() -> ExitCode {
     match run(&Flags::parse()) {
@@ -85,6 +108,9 @@ fn main() -> ExitCode {
 fn run(flags: &Flags) -> Result<()> {
     let rounds = flags.rounds.unwrap_or(if flags.smoke { 7 } else { 11 });
     let options = Options { rounds, smoke: flags.smoke };
+    if flags.guest {
+        return kernel::guest(&options);
+    }
     let mut findings = Findings::default();
     for row in ROWS {
         let group = row.group;
@@ -153,18 +179,31 @@ fn head(options: &Options) -> String {
 pub fn each_round<S: Copy, D: Default, const N: usize>(
     rounds: u32,
     subjects: [S; N],
-    mut measure: impl FnMut(S, &mut D) -> Result<()>,
+    measure: impl FnMut(S, &mut D) -> Result<()>,
 ) -> Result<[D; N]> {
-    let mut data: [D; N] = std::array::from_fn(|_| D::default());
+    let mut all = each_round_of(rounds, &subjects, measure)?.into_iter();
+    Ok(std::array::from_fn(|_| all.next().unwrap_or_default()))
+}
+
+/// Likewise, of as many as there are.
+///
+/// # Errors
+/// A measurement's.
+pub fn each_round_of<S: Copy, D: Default>(
+    rounds: u32,
+    subjects: &[S],
+    mut measure: impl FnMut(S, &mut D) -> Result<()>,
+) -> Result<Vec<D>> {
+    let mut data: Vec<D> = subjects.iter().map(|_| D::default()).collect();
     for subject in subjects {
-        measure(subject, &mut D::default())?;
+        measure(*subject, &mut D::default())?;
     }
     for round in 0..rounds {
-        let mut all: Vec<(S, &mut D)> = subjects.into_iter().zip(&mut data).collect();
+        let mut all: Vec<(&S, &mut D)> = subjects.iter().zip(&mut data).collect();
         if round % 2 == 1 {
             all.reverse();
         }
-        all.into_iter().try_for_each(|(subject, series)| measure(subject, series))?;
+        all.into_iter().try_for_each(|(subject, series)| measure(*subject, series))?;
     }
     Ok(data)
 }

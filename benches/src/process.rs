@@ -78,7 +78,7 @@ pub fn feed(command: &mut Command, input: &[u8]) -> Result<String> {
 /// It did not.
 pub fn peer(name: &str) -> Result<PathBuf> {
     let cache = std::env::var_os("WG_OVERLAY_CACHE").context("WG_OVERLAY_CACHE is not set")?;
-    let path = Path::new(&cache).join("bench").join(name);
+    let path = Path::new(&cache).join("bench/bin").join(name);
     ensure!(path.is_file(), "no {}: benches/peers builds it, or says why not", path.display());
     Ok(path)
 }

@@ -152,11 +152,15 @@ impl Findings {
             let _ =
                 writeln!(text, "| {ratio} | {target} | {holds} | {what} | {ours} | {baseline} | {unit} |");
         }
-        let lines = self.lines(smoke);
-        let skipped = ROWS.iter().zip(&lines).filter_map(|(row, line)| Some((row, line.skipped.as_ref()?)));
-        for (at, (row, why)) in skipped.enumerate() {
+        let mut skipped: BTreeMap<String, Vec<&str>> = BTreeMap::new();
+        for line in self.lines(smoke) {
+            if let Some(why) = line.skipped {
+                skipped.entry(why).or_default().push(line.id);
+            }
+        }
+        for (at, (why, ids)) in skipped.iter().enumerate() {
             text += if at == 0 { "\nSkipped:\n" } else { "" };
-            let _ = writeln!(text, "- {} ({}): {why}", row.what, row.id);
+            let _ = writeln!(text, "- {}: {why}", ids.join(", "));
         }
         text
     }
