@@ -96,8 +96,10 @@ fn by_agents(n1: &Node, n2: &Node) -> Result<[Pod; 2]> {
     for node in [n1, n2] {
         node.start_agent(&[])?;
     }
-    let pod = |node: &Node| eventually(PATIENCE, "the plugin attaches a pod", || node.add_pod("p"));
-    let pods = [pod(n1)?, pod(n2)?];
+    for node in [n1, n2] {
+        eventually(PATIENCE, "the plugin is ready for pods", || node.network_status())?;
+    }
+    let pods = [n1.add_pod("p")?, n2.add_pod("p")?];
     let links = n1.exec("ip", ["-d", "link", "show", "wgo0"])?;
     ensure!(links.contains("wireguard"), "wgo0 is none of the kernel's: {links}");
     Ok(pods)
