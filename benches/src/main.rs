@@ -81,6 +81,9 @@ pub struct Options {
     pub smoke: bool,
 }
 
+/// Why the smoke run has no figure.
+const NOT_SMOKE: &str = "not part of the smoke run";
+
 /// A part's work.
 type Part = fn(&Options, &mut Findings) -> Result<()>;
 
@@ -117,7 +120,7 @@ fn run(flags: &Flags) -> Result<()> {
         if !flags.only.is_empty() && !flags.only.contains(&group) {
             findings.skip([row], "not asked for");
         } else if flags.smoke && !smokes(group) {
-            findings.skip([row], "not part of the smoke run");
+            findings.skip([row], NOT_SMOKE);
         } else if !PARTS.iter().any(|(part, _)| *part == group) {
             findings.skip([row], "nothing measures it yet");
         }
@@ -128,6 +131,9 @@ fn run(flags: &Flags) -> Result<()> {
             eprintln!("bench: {group:?}");
             if let Err(error) = part(&options, &mut findings) {
                 findings.skip(ROWS.iter().filter(|row| row.group == *group), &format!("{error:#}"));
+            }
+            if flags.smoke {
+                findings.skip(ROWS.iter().filter(|row| row.group == *group && !row.smoke), NOT_SMOKE);
             }
         }
     }
