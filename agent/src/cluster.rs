@@ -28,7 +28,7 @@ use kube::{
 };
 use tokio::sync::Notify;
 use tower::ServiceBuilder;
-use wg_overlay_mesh::ClusterView;
+use wg_overlay_mesh::PackedView;
 
 pub use ask::{Access, ask_all, connect_person};
 pub use events::Reporter;
@@ -102,7 +102,7 @@ struct Inner {
 #[derive(Default)]
 struct View {
     /// `None` until the first full list is in.
-    nodes: Option<ClusterView>,
+    nodes: Option<PackedView>,
     /// The Nodes that came, went or changed and that nobody has looked at since.
     changed: BTreeSet<String>,
 }
@@ -137,12 +137,12 @@ impl Nodes {
     }
 
     /// Reads the view; `None` before the first full list.
-    pub fn read<T>(&self, read: impl FnOnce(Option<&ClusterView>) -> T) -> T {
+    pub fn read<T>(&self, read: impl FnOnce(Option<&PackedView>) -> T) -> T {
         read(self.view().nodes.as_ref())
     }
 
     /// Reads the view with the names of those that changed since this was called last; `None` before the first full list.
-    pub fn follow<T>(&self, read: impl FnOnce(&ClusterView, BTreeSet<String>) -> T) -> Option<T> {
+    pub fn follow<T>(&self, read: impl FnOnce(&PackedView, BTreeSet<String>) -> T) -> Option<T> {
         let mut view = self.view();
         let changed = std::mem::take(&mut view.changed);
         view.nodes.as_ref().map(|nodes| read(nodes, changed))
@@ -168,7 +168,7 @@ impl Nodes {
     }
 
     /// Changes the view; the closure names the Nodes that changed in what matters.
-    fn update<C: IntoIterator<Item = String>>(&self, change: impl FnOnce(&mut Option<ClusterView>) -> C) {
+    fn update<C: IntoIterator<Item = String>>(&self, change: impl FnOnce(&mut Option<PackedView>) -> C) {
         let mut view = self.view();
         let changed = change(&mut view.nodes);
         let before = view.changed.len();

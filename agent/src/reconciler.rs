@@ -43,6 +43,10 @@ const DEBOUNCE: Duration = Duration::from_millis(20);
 /// The first wait after a failed step; it doubles up to the resync interval.
 const FIRST_RETRY: Duration = Duration::from_millis(500);
 
+/// After longer plans the decision is looked at again at once, since it depends on what the kernel holds: the next change
+/// of a single Node then finds nothing else to look at.
+const STEPS_FOLLOWED: usize = 64;
+
 /// Longer plans are logged by their number of steps only: five thousand nodes joining are no five thousand lines.
 const STEPS_LOGGED: usize = 64;
 
@@ -69,6 +73,8 @@ struct Last {
     state: Option<State>,
     /// Whether the kernel is as planned but for what changed since.
     carried_out: bool,
+    /// Whether its plan was long.
+    long: bool,
     /// Problems by who found them, each replaced when it is looked at again.
     problems: BTreeMap<&'static str, Vec<String>>,
     cni: Option<CniStatus>,
@@ -239,6 +245,8 @@ impl Reconciler {
         let plan = plan_touched(&decision.desired, self.host.observed(), differs);
         let failed = self.apply(&plan).await;
         self.last.carried_out = failed.is_empty() && !self.host.is_stale();
+        let long = plan.steps.len() > STEPS_FOLLOWED;
+        let again = !std::mem::replace(&mut self.last.long, long) && long;
         self.report_refusals(&touched);
         if full || plan.steps.iter().any(concerns_host) {
             self.check_host().await;
@@ -253,7 +261,7 @@ impl Reconciler {
         }
         self.set_state(if self.has_problems() { State::Degraded } else { State::Converged });
         match installed {
-            true if self.host.is_stale() => Err(Unfinished::Again),
+            true if self.host.is_stale() || again => Err(Unfinished::Again),
             true => Ok(()),
             false => Err(Unfinished::Failed),
         }
@@ -357,7 +365,8 @@ async fn listening(socket: Option<&Path>) {
 enum Unfinished {
     /// Something has to come first, and will wake the loop.
     Waiting,
-    /// A step took something along that has to be read again: the kernel drops routes with an address.
+    /// A step took something along that has to be read again, since the kernel drops routes with an address; or many
+    /// steps are to be decided on again.
     Again,
     /// Something failed and is tried again.
     Failed,

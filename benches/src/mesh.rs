@@ -1,14 +1,14 @@
-//! The decisions alone: 5,000 nodes as decided and programmed, then one of them changes its address.
+//! The decisions alone: 5,000 nodes as decided and programmed, then one of them changes its address, time and again.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::hint::black_box;
 use std::time::Instant;
 
 use anyhow::{Context as _, Result, anyhow, ensure};
 use wg_overlay_mesh::{
-    ClusterView, Decision, DesiredState, Implementation, KeepaliveSetting, Local, MtuSetting, NodeRecord,
-    ObservedBridge, ObservedDevice, ObservedFirewall, ObservedPeer, ObservedRoute, ObservedState, PublicKey,
-    Resolved, Settings, Underlay, UnderlayLink, UnderlayRoute, decide, plan, ruleset,
+    Changes, ClusterView, DesiredState, Implementation, KeepaliveSetting, Local, Mesh, MtuSetting,
+    NodeRecord, ObservedBridge, ObservedDevice, ObservedFirewall, ObservedPeer, ObservedRoute, ObservedState,
+    PublicKey, Resolved, Settings, Step, Touched, Underlay, UnderlayLink, UnderlayRoute, plan, plan_touched,
+    ruleset,
 };
 
 use crate::nodes::{FIRST, MadeUp, POD_CIDRS, made_up};
@@ -19,75 +19,94 @@ use crate::{Options, each_round};
 /// Runs of one figure.
 const RUNS: usize = 20;
 
-/// A cluster whose kernel is as decided, but for one node's new address.
-struct Changed {
+/// A cluster whose kernel is as decided, and one node that moves from one address to another.
+struct Cluster {
     local: Local,
     view: ClusterView,
     observed: ObservedState,
-    desired: DesiredState,
+    mesh: Mesh,
+    mover: MadeUp,
+}
+
+/// What one move took, in microseconds.
+#[derive(Default)]
+struct Took {
+    both: Vec<f64>,
+    plan: Vec<f64>,
 }
 
 /// Measures the rows of `Group::Mesh`.
 pub fn measure(options: &Options, findings: &mut Findings) -> Result<()> {
-    let (large, small) = (Changed::new(5000)?, Changed::new(500)?);
-    let mut plans = Vec::new();
-    let [of_large, of_small] = each_round(options.rounds, [true, false], |is_large, took: &mut Vec<f64>| {
-        let changed = if is_large { &large } else { &small };
-        took.push(micros(|| changed.decide_and_plan())?);
-        if is_large {
-            plans.push(micros(|| {
-                black_box(plan(&changed.desired, &changed.observed));
-                Ok(())
-            })?);
-        }
+    let (mut large, mut small) = (Cluster::new(5000)?, Cluster::new(500)?);
+    let [of_large, of_small] = each_round(options.rounds, [true, false], |is_large, took: &mut Took| {
+        let cluster = if is_large { &mut large } else { &mut small };
+        let runs = (0..RUNS).map(|_| cluster.move_one()).collect::<Result<Vec<_>>>()?;
+        let (both, plans): (Vec<f64>, Vec<f64>) = runs.into_iter().unzip();
+        took.both.push(median(&both).context("no runs")?);
+        took.plan.push(median(&plans).context("no runs")?);
         Ok(())
     })?;
-    findings.single("plan-one-changed", median(&plans).context("no rounds")?);
-    findings.paired("plan-delta", &of_large, "500 nodes", &of_small)
+    findings.single("plan-one-changed", median(&of_large.plan).context("no rounds")?);
+    findings.paired("plan-delta", &of_large.both, "500 nodes", &of_small.both)
 }
 
-fn micros(mut work: impl FnMut() -> Result<()>) -> Result<f64> {
-    let mut took = Vec::with_capacity(RUNS);
-    for _ in 0..RUNS {
-        let began = Instant::now();
-        work()?;
-        took.push(began.elapsed().as_secs_f64() * 1e6);
-    }
-    median(&took).context("no runs")
-}
-
-impl Changed {
+impl Cluster {
     fn new(nodes: u16) -> Result<Self> {
         let own = MadeUp::new(1);
-        let mut view: ClusterView =
+        let view: ClusterView =
             made_up(nodes).chain([own]).map(|node| (node.name(), record(&node))).collect();
         let local = local(&own)?;
-        let bare = ObservedState { underlay: underlay()?, ..ObservedState::default() };
-        let decision = decided(&local, &view, &bare)?;
-        ensure!(decision.desired.peers.len() == usize::from(nodes), "not all Nodes are believed");
-        let observed = programmed(&decision.desired, bare);
-        let local = Local { holders: decision.holders, ..local };
-        ensure!(
-            plan(&decision.desired, &observed).steps.is_empty(),
-            "what is programmed is not what is desired"
-        );
-        let moved = MadeUp { net: 29, ..MadeUp::new(FIRST) };
-        view.insert(moved.name(), record(&moved));
-        let desired = decided(&local, &view, &observed)?.desired;
-        let steps = plan(&desired, &observed).steps.len();
-        ensure!((1..=2).contains(&steps), "one change of address makes {steps} steps");
-        Ok(Self { local, view, observed, desired })
+        let observed = ObservedState { underlay: underlay()?, ..ObservedState::default() };
+        let mut cluster = Self { local, view, observed, mesh: Mesh::default(), mover: MadeUp::new(FIRST) };
+        cluster.update(Changes::default())?;
+        let desired = cluster.desired()?;
+        ensure!(desired.peers.len() == usize::from(nodes), "not all Nodes are believed");
+        cluster.observed = programmed(desired, cluster.observed.clone());
+        // What the first decision gave away is decided on again with the next one.
+        cluster.update(Changes::default())?;
+        let left = plan(cluster.desired()?, &cluster.observed).steps.len();
+        ensure!(left == 0, "what is programmed is not what is desired: {left} steps");
+        Ok(cluster)
     }
 
-    fn decide_and_plan(&self) -> Result<()> {
-        let decision = decided(&self.local, &self.view, &self.observed)?;
-        black_box(plan(&decision.desired, &self.observed));
-        Ok(())
+    /// Gives one node its other address; what decision and plan took together, and the plan alone.
+    fn move_one(&mut self) -> Result<(f64, f64)> {
+        self.mover.net = if self.mover.net == 29 { 31 } else { 29 };
+        self.view.insert(self.mover.name(), record(&self.mover));
+        let nodes = BTreeSet::from([self.mover.name()]);
+        let began = Instant::now();
+        let touched = self.update(Changes { nodes, ..Changes::default() })?;
+        let decided = began.elapsed();
+        let steps = plan_touched(self.desired()?, &self.observed, &touched).steps;
+        let both = began.elapsed();
+        ensure!(steps.len() == 2, "one change of address makes {} steps", steps.len());
+        steps.into_iter().for_each(|step| self.carry_out(step));
+        Ok((both.as_secs_f64() * 1e6, (both - decided).as_secs_f64() * 1e6))
     }
-}
 
-fn decided(local: &Local, view: &ClusterView, observed: &ObservedState) -> Result<Decision> {
-    decide(local, view, &Resolved::new(), observed).map_err(|problem| anyhow!("{problem}"))
+    fn update(&mut self, changes: Changes) -> Result<Touched> {
+        let Self { local, view, observed, mesh, .. } = self;
+        mesh.update(local, view, &Resolved::new(), observed, changes).map_err(|problem| anyhow!("{problem}"))
+    }
+
+    fn desired(&self) -> Result<&DesiredState> {
+        self.mesh.decision().map(|decision| &decision.desired).context("nothing is decided")
+    }
+
+    /// What the kernel holds after a step of a move.
+    fn carry_out(&mut self, step: Step) {
+        match step {
+            Step::SetPeer(change) => {
+                let peer = self.observed.peers.entry(change.public_key).or_default();
+                (peer.endpoint, peer.written_endpoint) = (change.endpoint, change.endpoint);
+            }
+            Step::GuardEndpoints { add, remove } => {
+                let firewall = self.observed.firewall.iter_mut();
+                firewall.for_each(|firewall| firewall.endpoints = &(&firewall.endpoints - &remove) | &add);
+            }
+            _ => {}
+        }
+    }
 }
 
 fn record(node: &MadeUp) -> NodeRecord {

@@ -1,9 +1,6 @@
 //! The state that was read last, kept true through our own changes, so that a change needs no new reading.
 
-use std::{
-    collections::{BTreeMap, BTreeSet, HashMap},
-    net::SocketAddr,
-};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 
 use ipnet::IpNet;
 use wg_overlay_mesh::{
@@ -20,8 +17,6 @@ pub(crate) struct Cache {
     pub(crate) bridge_index: Option<u32>,
     /// Whose each allowed IP is: the kernel takes it from there when another peer gets it.
     owners: HashMap<IpNet, PublicKey>,
-    /// The endpoint written last to each peer.
-    written: HashMap<PublicKey, SocketAddr>,
     /// The peers that changed in anything but traffic and handshakes since somebody asked.
     pub(crate) changed: BTreeSet<PublicKey>,
 }
@@ -37,9 +32,8 @@ impl Cache {
 
     /// Takes the peers of a dump.
     pub(crate) fn set_peers(&mut self, mut peers: BTreeMap<PublicKey, ObservedPeer>) {
-        self.written.retain(|key, _| peers.contains_key(key));
         for (key, peer) in &mut peers {
-            peer.written_endpoint = self.written.get(key).copied();
+            peer.written_endpoint = self.state.peers.get(key).and_then(|before| before.written_endpoint);
         }
         self.owners =
             peers.iter().flat_map(|(key, p)| p.allowed_ips.iter().map(|net| (*net, *key))).collect();
@@ -58,7 +52,6 @@ impl Cache {
         self.state.peers.clear();
         self.state.routes.retain(|_, route| !route.through_device);
         self.owners.clear();
-        self.written.clear();
     }
 
     /// What the kernel holds after a step that succeeded. A created link is read instead.
@@ -71,7 +64,9 @@ impl Cache {
             }
             Step::GuardEndpoints { add, remove } => {
                 if let Some(firewall) = &mut state.firewall {
-                    firewall.endpoints.retain(|endpoint| !remove.contains(endpoint));
+                    for endpoint in remove {
+                        firewall.endpoints.remove(endpoint);
+                    }
                     firewall.endpoints.extend(add);
                 }
             }
@@ -108,7 +103,6 @@ impl Cache {
                 state.routes.remove(net);
             }
             Step::RemovePeer(key) => {
-                self.written.remove(key);
                 self.changed.insert(*key);
                 let nets = state.peers.remove(key).map(|peer| peer.allowed_ips).unwrap_or_default();
                 for net in nets.iter().filter(|net| self.owners.get(net) == Some(key)).collect::<Vec<_>>() {
@@ -155,7 +149,6 @@ impl Cache {
             None => peer.allowed_ips.extend(&change.add_allowed_ips),
         }
         if let Some(endpoint) = change.endpoint {
-            self.written.insert(key, endpoint);
             peer.endpoint = Some(endpoint);
             peer.written_endpoint = Some(endpoint);
         }

@@ -29,9 +29,16 @@ pub enum Change {
     HostChains,
 }
 
+/// The ports of the sockets that our own changes go by.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct OwnPorts {
+    pub(crate) route: u32,
+    pub(crate) nftables: u32,
+}
+
 /// A subscription to changes.
 pub struct Events {
-    own_port: u32,
+    own: OwnPorts,
     route: TokioSocket,
     nftables: TokioSocket,
     links: KnownLinks,
@@ -39,10 +46,10 @@ pub struct Events {
 }
 
 impl Events {
-    pub(crate) fn open(own_port: u32) -> io::Result<Self> {
+    pub(crate) fn open(own: OwnPorts) -> io::Result<Self> {
         let (route, nftables) =
             (subscribe(NETLINK_ROUTE, ROUTE_GROUPS)?, subscribe(NETLINK_NETFILTER, NFTABLES)?);
-        Ok(Self { own_port, route, nftables, links: KnownLinks::read()?, pending: BTreeSet::new() })
+        Ok(Self { own, route, nftables, links: KnownLinks::read()?, pending: BTreeSet::new() })
     }
 
     /// Waits for the next change. Several of one kind that are there at once are one. May be dropped at any time
@@ -92,13 +99,13 @@ impl Events {
     }
 
     fn reopen(&mut self) -> io::Result<()> {
-        *self = Self::open(self.own_port)?;
+        *self = Self::open(self.own)?;
         Ok(())
     }
 
     fn read_route(&mut self, datagram: &[u8]) {
         for message in split(datagram) {
-            let own = message.port_number() == self.own_port;
+            let own = message.port_number() == self.own.route;
             let matters = match NetlinkMessage::deserialize(message.into_inner()).map(|m| m.payload) {
                 Ok(NetlinkPayload::InnerMessage(message)) => self.links.follow(&message),
                 _ => false,
@@ -110,7 +117,11 @@ impl Events {
     }
 
     fn read_nftables(&mut self, datagram: &[u8]) {
-        for message in split(datagram).filter(|message| message.message_type() & 0xff != NEW_GENERATION) {
+        for message in split(datagram) {
+            let own = message.port_number() == self.own.nftables;
+            if own || message.message_type() & 0xff == NEW_GENERATION {
+                continue;
+            }
             self.pending.extend(match table(message.payload()) {
                 Some(TABLE) => Some(Change::Firewall),
                 // kube-proxy rewrites its own table all the time, and no packet of ours is dropped in it.
@@ -151,7 +162,7 @@ fn waiting(socket: &TokioSocket) -> io::Result<Option<Vec<u8>>> {
     }
 }
 
-fn split(datagram: &[u8]) -> impl Iterator<Item = NetlinkBuffer<&[u8]>> {
+pub(crate) fn split(datagram: &[u8]) -> impl Iterator<Item = NetlinkBuffer<&[u8]>> {
     let mut rest = datagram;
     std::iter::from_fn(move || {
         let length = NetlinkBuffer::new_checked(rest).ok()?.length() as usize;
@@ -165,23 +176,29 @@ fn split(datagram: &[u8]) -> impl Iterator<Item = NetlinkBuffer<&[u8]>> {
 /// upper byte of a type is the subsystem.
 const NEW_GENERATION: u16 = 15;
 
-/// The table that an nftables event is about: in every other message attribute 1, after 4 bytes of header.
+/// The table that an nftables event is about: in every other message attribute 1.
 fn table(payload: &[u8]) -> Option<&str> {
+    let name = std::str::from_utf8(attribute(payload, 1)?).ok()?;
+    Some(name.trim_end_matches('\0'))
+}
+
+/// An attribute of an nfnetlink message, after its header of 4 bytes.
+pub(crate) fn attribute(payload: &[u8], wanted: u16) -> Option<&[u8]> {
     let mut rest = payload.get(4..)?;
     loop {
         let (length, kind) = (read_u16(rest, 0)?, read_u16(rest, 2)?);
-        if kind & ATTRIBUTE_TYPE == 1 {
-            return std::str::from_utf8(rest.get(4..length)?).ok().map(|name| name.trim_end_matches('\0'));
+        if kind & ATTRIBUTE_TYPE == wanted {
+            return rest.get(4..usize::from(length));
         }
-        rest = rest.get(length.max(4).next_multiple_of(4)..)?;
+        rest = rest.get(usize::from(length.max(4)).next_multiple_of(4)..)?;
     }
 }
 
 /// `NLA_TYPE_MASK`: the flags for nesting and byte order taken off.
-const ATTRIBUTE_TYPE: usize = 0x3fff;
+const ATTRIBUTE_TYPE: u16 = 0x3fff;
 
-fn read_u16(bytes: &[u8], at: usize) -> Option<usize> {
-    Some(usize::from(u16::from_ne_bytes([*bytes.get(at)?, *bytes.get(at + 1)?])))
+fn read_u16(bytes: &[u8], at: usize) -> Option<u16> {
+    Some(u16::from_ne_bytes([*bytes.get(at)?, *bytes.get(at + 1)?]))
 }
 
 impl std::fmt::Debug for Events {

@@ -16,8 +16,8 @@ use wg_overlay_mesh::{ObservedState, PublicKey};
 
 use self::observe::blocking;
 use crate::{
-    DeviceMode, DeviceProgram, Events, HostError, Nft, PrivateKey, Scope, cache::Cache, netlink::Netlink,
-    sysctl, wireguard,
+    DeviceMode, DeviceProgram, Events, HostError, Nft, PrivateKey, Scope, cache::Cache, events::OwnPorts,
+    netlink::Netlink, sysctl, wireguard,
 };
 
 /// How a host is driven.
@@ -74,7 +74,8 @@ impl Host {
     /// # Errors
     /// [`HostError::Open`] where a socket does not open.
     pub fn events(&self) -> Result<Events, HostError> {
-        Events::open(lock(&self.netlink).port()).map_err(HostError::Open)
+        let own = OwnPorts { route: lock(&self.netlink).port(), nftables: self.nft.port() };
+        Events::open(own).map_err(HostError::Open)
     }
 
     /// Reads what the scope names, and what a failed step left uncertain, and gives everything as far as it is known.

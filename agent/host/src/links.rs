@@ -41,14 +41,12 @@ pub(crate) struct FoundLink {
 pub(crate) fn read() -> io::Result<BTreeMap<u32, FoundLink>> {
     let mut request = LinkMessage::default();
     request.attributes.push(LinkAttribute::ExtMask(vec![LinkExtentMask::SkipStats]));
-    let mut links: BTreeMap<u32, FoundLink> = dump(RouteNetlinkMessage::GetLink(request))?
-        .into_iter()
-        .filter_map(|message| match message {
-            RouteNetlinkMessage::NewLink(link) => found(&link).map(|found| (found.index, found)),
-            _ => None,
-        })
-        .collect();
-    for message in dump(RouteNetlinkMessage::GetAddress(AddressMessage::default()))? {
+    let links = dump(RouteNetlinkMessage::GetLink(request), |message| match message {
+        RouteNetlinkMessage::NewLink(link) => found(&link).map(|found| (found.index, found)),
+        _ => None,
+    })?;
+    let mut links: BTreeMap<u32, FoundLink> = links.into_iter().collect();
+    for message in dump(RouteNetlinkMessage::GetAddress(AddressMessage::default()), Some)? {
         if let RouteNetlinkMessage::NewAddress(message) = message
             && let Some(link) = links.get_mut(&message.header.index)
         {

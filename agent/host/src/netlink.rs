@@ -85,8 +85,11 @@ impl Netlink {
         }
         self.socket.send(&datagram, 0)?;
         let mut failed = Vec::new();
+        let mut buffer = Vec::with_capacity(BUFFER);
         loop {
-            for part in parts(&self.receive()?)? {
+            self.receive(&mut buffer)?;
+            for part in parts(&buffer) {
+                let part = part?;
                 let at = part.header.sequence_number.wrapping_sub(first) as usize;
                 let NetlinkPayload::Error(answer) = part.payload else { continue };
                 if at >= batch.len() {
@@ -115,30 +118,33 @@ impl Netlink {
         }
     }
 
-    /// Everything that the kernel answers to a dump request, read again where it changed meanwhile.
-    fn dump(&mut self, request: &Request) -> io::Result<Vec<RouteNetlinkMessage>> {
+    /// What `pick` makes of the kernel's answers to a dump request, read again where they changed meanwhile.
+    fn dump<T>(&mut self, request: &Request, pick: &Pick<'_, T>) -> io::Result<Vec<T>> {
         for _ in 0..DUMP_ATTEMPTS {
-            if let Some(answer) = self.dump_once(request)? {
+            if let Some(answer) = self.dump_once(request, pick)? {
                 return Ok(answer);
             }
         }
         Err(io::Error::new(io::ErrorKind::ResourceBusy, "it changed during each of 20 readings"))
     }
 
-    fn dump_once(&mut self, request: &Request) -> io::Result<Option<Vec<RouteNetlinkMessage>>> {
+    fn dump_once<T>(&mut self, request: &Request, pick: &Pick<'_, T>) -> io::Result<Option<Vec<T>>> {
         let mut datagram = Vec::new();
         self.append(&mut datagram, request, NLM_F_DUMP);
         self.socket.send(&datagram, 0)?;
         let mut answer = Vec::new();
         let mut interrupted = false;
+        let mut buffer = Vec::with_capacity(BUFFER);
         loop {
-            for part in parts(&self.receive()?)? {
+            self.receive(&mut buffer)?;
+            for part in parts(&buffer) {
+                let part = part?;
                 if part.header.sequence_number != self.sequence {
                     continue;
                 }
                 interrupted |= part.header.flags & NLM_F_DUMP_INTR != 0;
                 match part.payload {
-                    NetlinkPayload::InnerMessage(message) => answer.push(message),
+                    NetlinkPayload::InnerMessage(message) => answer.extend(pick(message)),
                     NetlinkPayload::Error(error) if error.code.is_some() => return Err(error.to_io()),
                     NetlinkPayload::Done(done) if done.code < 0 => {
                         return Err(io::Error::from_raw_os_error(done.code.saturating_neg()));
@@ -150,22 +156,28 @@ impl Netlink {
         }
     }
 
-    fn receive(&self) -> io::Result<Vec<u8>> {
-        let mut buffer = Vec::with_capacity(BUFFER);
-        let length = self.socket.recv(&mut buffer, MSG_TRUNC).map_err(|error| match error.kind() {
+    fn receive(&self, buffer: &mut Vec<u8>) -> io::Result<()> {
+        buffer.clear();
+        let length = self.socket.recv(buffer, MSG_TRUNC).map_err(|error| match error.kind() {
             io::ErrorKind::WouldBlock => io::Error::new(io::ErrorKind::TimedOut, "the kernel gave no answer"),
             _ => error,
         })?;
         if length > buffer.len() {
             return Err(io::Error::new(io::ErrorKind::InvalidData, format!("an answer of {length} bytes")));
         }
-        Ok(buffer)
+        Ok(())
     }
 }
 
-/// Reads the kernel over a socket of its own.
-pub(crate) fn dump(message: RouteNetlinkMessage) -> io::Result<Vec<RouteNetlinkMessage>> {
-    Netlink::open()?.dump(&Request::new(message, 0))
+/// What is kept of a dump's message, if anything: five thousand nodes are megabytes of messages.
+type Pick<'a, T> = dyn Fn(RouteNetlinkMessage) -> Option<T> + 'a;
+
+/// Reads the kernel over a socket of its own, and gives what `pick` makes of each message.
+pub(crate) fn dump<T>(
+    message: RouteNetlinkMessage,
+    pick: impl Fn(RouteNetlinkMessage) -> Option<T>,
+) -> io::Result<Vec<T>> {
+    Netlink::open()?.dump(&Request::new(message, 0), &pick)
 }
 
 /// recv(2): the length of the whole datagram, even if it was cut.
@@ -173,21 +185,26 @@ const MSG_TRUNC: i32 = 0x20;
 
 /// The messages of a datagram. One that the parser does not know (another program's odd link) is left out: it must not
 /// hide the others.
-fn parts(datagram: &[u8]) -> io::Result<Vec<NetlinkMessage<RouteNetlinkMessage>>> {
-    let mut found = Vec::new();
+fn parts(datagram: &[u8]) -> impl Iterator<Item = io::Result<NetlinkMessage<RouteNetlinkMessage>>> {
     let mut rest = datagram;
-    while !rest.is_empty() {
-        let invalid =
-            |error: netlink_packet_core::DecodeError| io::Error::new(io::ErrorKind::InvalidData, error);
-        let length = NetlinkBuffer::new_checked(rest).map_err(invalid)?.length() as usize;
-        let (message, _) = rest.split_at_checked(length).unwrap_or((rest, &[]));
-        match NetlinkMessage::deserialize(message) {
-            Ok(message) => found.push(message),
-            Err(error) => tracing::debug!(%error, "a netlink message that cannot be read is left out"),
+    std::iter::from_fn(move || {
+        while !rest.is_empty() {
+            let length = match NetlinkBuffer::new_checked(rest) {
+                Ok(buffer) => buffer.length() as usize,
+                Err(error) => {
+                    rest = &[];
+                    return Some(Err(io::Error::new(io::ErrorKind::InvalidData, error)));
+                }
+            };
+            let (message, _) = rest.split_at_checked(length).unwrap_or((rest, &[]));
+            rest = rest.get(length.next_multiple_of(4)..).unwrap_or_default();
+            match NetlinkMessage::deserialize(message) {
+                Ok(message) => return Some(Ok(message)),
+                Err(error) => tracing::debug!(%error, "a netlink message that cannot be read is left out"),
+            }
         }
-        rest = rest.get(length.next_multiple_of(4)..).unwrap_or_default();
-    }
-    Ok(found)
+        None
+    })
 }
 
 fn copy(error: &io::Error) -> io::Error {

@@ -2,11 +2,7 @@
 //!
 //! Ours carry protocol 87. Two kinds of them may share a prefix: into the tunnel, and unreachable below it.
 
-use std::{
-    collections::{BTreeMap, BTreeSet},
-    io,
-    net::IpAddr,
-};
+use std::{collections::BTreeSet, io, net::IpAddr};
 
 use ipnet::IpNet;
 use netlink_packet_core::{NLM_F_CREATE, NLM_F_EXCL, NLM_F_REPLACE};
@@ -56,17 +52,16 @@ fn read_family(family: AddressFamily) -> io::Result<Vec<FoundRoute>> {
     let mut request = RouteMessage::default();
     request.header.address_family = family;
     request.header.table = RouteHeader::RT_TABLE_MAIN;
-    let answer = match dump(RouteNetlinkMessage::GetRoute(request)) {
-        // The kernel makes the IPv4 table with its first route.
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
-        answer => answer?,
-    };
-    let routes = answer.into_iter().filter_map(|message| match message {
+    let answer = dump(RouteNetlinkMessage::GetRoute(request), |message| match message {
         // A kernel without IPv6 answers its question with IPv4 routes.
         RouteNetlinkMessage::NewRoute(route) if route.header.address_family == family => found(&route),
         _ => None,
     });
-    Ok(routes.collect())
+    match answer {
+        // The kernel makes the IPv4 table with its first route.
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(Vec::new()),
+        answer => answer,
+    }
 }
 
 /// What a route message says; `None` for what is no route of the main table.
@@ -176,7 +171,7 @@ fn ours(net: &IpNet, kind: RouteType) -> RouteMessage {
 #[derive(Debug, Default)]
 pub(crate) struct OwnRoutes {
     pub(crate) unreachable: BTreeSet<IpNet>,
-    pub(crate) tunnel: BTreeMap<IpNet, FoundRoute>,
+    pub(crate) tunnel: Vec<FoundRoute>,
 }
 
 impl FromIterator<FoundRoute> for OwnRoutes {
@@ -187,9 +182,7 @@ impl FromIterator<FoundRoute> for OwnRoutes {
                 RouteType::Unreachable => {
                     own.unreachable.insert(route.destination);
                 }
-                RouteType::Unicast => {
-                    own.tunnel.insert(route.destination, route);
-                }
+                RouteType::Unicast => own.tunnel.push(route),
                 _ => {}
             }
         }

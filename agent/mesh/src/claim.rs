@@ -12,7 +12,7 @@ pub(crate) struct Known {
     /// `metadata.creationTimestamp`, seconds since the epoch.
     pub(crate) created: i64,
     /// The first InternalIP of each family.
-    pub(crate) addresses: Vec<IpAddr>,
+    pub(crate) addresses: Box<[IpAddr]>,
     /// What it claims, or why nothing of it may be believed.
     pub(crate) claim: Result<Claim, Reason>,
 }
@@ -27,10 +27,10 @@ pub(crate) struct Claim {
     pub(crate) mtu: Option<u32>,
     pub(crate) keepalive: Option<u16>,
     pub(crate) endpoint: Option<EndpointSpec>,
-    pub(crate) internal_ips: Vec<IpAddr>,
-    pub(crate) external_ips: Vec<IpAddr>,
+    pub(crate) internal_ips: Box<[IpAddr]>,
+    pub(crate) external_ips: Box<[IpAddr]>,
     /// Its PodCIDRs, then the overlay addresses that lie outside them.
-    prefixes: Vec<IpNet>,
+    prefixes: Box<[IpNet]>,
     pod_cidrs: usize,
 }
 
@@ -55,7 +55,7 @@ impl Claim {
             internal_ips: addresses(&record.internal_ips).collect(),
             external_ips: addresses(&record.external_ips).collect(),
             pod_cidrs: pod_cidrs.len(),
-            prefixes: [pod_cidrs, extra].concat(),
+            prefixes: [pod_cidrs, extra].concat().into(),
         }
     }
 

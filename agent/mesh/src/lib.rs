@@ -32,7 +32,7 @@ mod state;
 mod step;
 
 pub use advertisement::{Advertisement, AdvertisementError, annotation};
-pub use cluster::{ClusterView, NodeRecord};
+pub use cluster::{Cluster, ClusterView, NodeRecord, PackedView};
 pub use decide::{Decision, decide, underlay_link};
 pub use endpoint::{EndpointError, EndpointSource, EndpointSpec};
 pub use firewall::ruleset;

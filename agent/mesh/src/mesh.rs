@@ -16,7 +16,7 @@ use std::{
 use ipnet::IpNet;
 
 use crate::{
-    ClusterView, Decision, Local, LocalProblem, NodeRecord, ObservedState, PublicKey, Refusal, Resolved,
+    Cluster, Decision, Local, LocalProblem, NodeRecord, ObservedState, PublicKey, Refusal, Resolved,
     basis::Basis,
     claim::Known,
     conflict::{Believed, Evidence, settle},
@@ -107,7 +107,7 @@ impl Mesh {
     pub fn update(
         &mut self,
         local: &Local,
-        cluster: &ClusterView,
+        cluster: &impl Cluster,
         resolved: &Resolved,
         observed: &ObservedState,
         changes: Changes,
@@ -121,18 +121,18 @@ impl Mesh {
     pub(crate) fn judge(
         &mut self,
         local: &Local,
-        cluster: &ClusterView,
+        cluster: &impl Cluster,
         resolved: &Resolved,
         observed: &ObservedState,
         changes: Changes,
     ) -> Result<(Decision, Touched), LocalProblem> {
-        let record = cluster.get(&local.node_name);
-        let kept = self.basis.take().filter(|b| record.is_some_and(|r| b.holds(local, r, observed)));
+        let record = cluster.record(&local.node_name);
+        let kept = self.basis.take().filter(|b| record.as_ref().is_some_and(|r| b.holds(local, r, observed)));
         let record = record.ok_or_else(|| LocalProblem::NoNode(local.node_name.clone()))?;
         let known = kept.is_some();
         let basis = match kept {
             Some(basis) => basis,
-            None => Basis::new(local, record, observed)?,
+            None => Basis::new(local, &record, observed)?,
         };
         let many = changes.nodes.len() + changes.peers.len() + self.moved.len();
         let part = known && self.resolved == *resolved && many <= FOLLOWED.max(self.nodes.len() / 8);
@@ -140,7 +140,10 @@ impl Mesh {
             Some(decision) if part => self.follow(&basis, decision, cluster, observed, changes),
             before => {
                 if known {
-                    changes.nodes.iter().for_each(|name| drop(self.read(&basis, name, cluster.get(name))));
+                    changes
+                        .nodes
+                        .iter()
+                        .for_each(|name| drop(self.read(&basis, name, cluster.record(name).as_deref())));
                 } else {
                     self.read_all(&basis, cluster);
                 }
@@ -153,13 +156,13 @@ impl Mesh {
         Ok(outcome)
     }
 
-    fn read_all(&mut self, basis: &Basis, cluster: &ClusterView) {
+    fn read_all(&mut self, basis: &Basis, cluster: &impl Cluster) {
         self.nodes.clear();
         self.index = Index::default();
         // whoever else names an address of this node, it was there before
         self.index.add_residents(&basis.own.node, i64::MIN, &basis.addresses());
-        for (name, record) in cluster {
-            self.read(basis, name, Some(record));
+        for (name, record) in cluster.records() {
+            self.read(basis, name, Some(&record));
         }
     }
 

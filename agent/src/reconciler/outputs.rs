@@ -10,7 +10,9 @@ use tokio::{task::spawn_blocking, time::timeout};
 use tracing::{debug, info, warn};
 use wg_overlay_cni::{Network, Range, store};
 use wg_overlay_host::Scope;
-use wg_overlay_mesh::{DEVICE, DesiredPeer, EndpointSource, ObservedPeer, PublicKey, Reason, Touched};
+use wg_overlay_mesh::{
+    Cluster, DEVICE, DesiredPeer, EndpointSource, ObservedPeer, PublicKey, Reason, Touched,
+};
 
 use super::Reconciler;
 use crate::{
@@ -204,7 +206,7 @@ impl Reconciler {
     }
 
     fn underlay(&self) -> Option<(String, u32)> {
-        let record = self.nodes.read(|view| view.and_then(|v| v.get(&self.local.node_name)).cloned())?;
+        let record = self.nodes.read(|view| Some(view?.record(&self.local.node_name)?.into_owned()))?;
         let link = wg_overlay_mesh::underlay_link(&self.host.observed().underlay, &record)?;
         Some((link.name.clone(), link.mtu))
     }

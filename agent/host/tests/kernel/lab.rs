@@ -147,6 +147,7 @@ impl Node {
             keepalive: 0,
         };
         self.desired.peers.insert(key, peer);
+        self.desired.firewall.endpoints.insert(endpoint);
         for net in nets {
             self.desired.routes.insert(net, route(&net));
         }

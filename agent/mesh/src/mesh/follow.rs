@@ -10,7 +10,7 @@ use ipnet::IpNet;
 
 use super::{Changes, Mesh, Part, Touched, sockets};
 use crate::{
-    ClusterView, Decision, ObservedState,
+    Cluster, Decision, ObservedState,
     basis::Basis,
     claim::{Claim, Known},
     prefix::host_prefix,
@@ -21,14 +21,14 @@ impl Mesh {
         &mut self,
         basis: &Basis,
         mut decision: Decision,
-        cluster: &ClusterView,
+        cluster: &impl Cluster,
         observed: &ObservedState,
         changes: Changes,
     ) -> (Decision, Touched) {
         let mut part = Part { peers: changes.peers, ..Part::default() };
         let mut near = std::mem::take(&mut self.moved);
         for name in &changes.nodes {
-            if let Some((node, before)) = self.read(basis, name, cluster.get(name)) {
+            if let Some((node, before)) = self.read(basis, name, cluster.record(name).as_deref()) {
                 withdraw(&node, &before, &mut decision);
                 part.note(&node, &before, sockets(basis, &before));
                 near.extend(before.addresses.iter().map(|ip| host_prefix(*ip)));
