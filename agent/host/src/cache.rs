@@ -35,13 +35,16 @@ impl Cache {
         for (key, peer) in &mut peers {
             peer.written_endpoint = self.state.peers.get(key).and_then(|before| before.written_endpoint);
         }
-        self.owners =
-            peers.iter().flat_map(|(key, p)| p.allowed_ips.iter().map(|net| (*net, *key))).collect();
         let before = std::mem::replace(&mut self.state.peers, peers);
         let found = &self.state.peers;
         let gone = before.keys().filter(|key| !found.contains_key(key));
         let differ = found.iter().filter(|(key, peer)| before.get(key).is_none_or(|b| !same(b, peer)));
-        self.changed.extend(gone.chain(differ.map(|(key, _)| key)));
+        let changed: Vec<PublicKey> = gone.chain(differ.map(|(key, _)| key)).copied().collect();
+        if !changed.is_empty() {
+            let nets = found.iter().flat_map(|(key, peer)| peer.allowed_ips.iter().map(|net| (*net, *key)));
+            self.owners = nets.collect();
+        }
+        self.changed.extend(changed);
     }
 
     /// Forgets what went with the device.
@@ -141,12 +144,12 @@ impl Cache {
         let peer = self.state.peers.entry(key).or_default();
         match &change.replace_allowed_ips {
             Some(all) => {
-                for gone in peer.allowed_ips.difference(all) {
+                for gone in peer.allowed_ips.iter().filter(|net| !all.contains(net)) {
                     self.owners.remove(gone);
                 }
-                peer.allowed_ips.clone_from(all);
+                peer.allowed_ips = all.iter().copied().collect();
             }
-            None => peer.allowed_ips.extend(&change.add_allowed_ips),
+            None => peer.allowed_ips.extend(change.add_allowed_ips.iter().copied()),
         }
         if let Some(endpoint) = change.endpoint {
             peer.endpoint = Some(endpoint);

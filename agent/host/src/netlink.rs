@@ -16,6 +16,8 @@ use netlink_sys::{Socket, protocols::NETLINK_ROUTE};
 const BATCH: usize = 200;
 /// The kernel fills a dump's datagrams up to 32 KiB, and beyond only for a single link with many virtual functions.
 const BUFFER: usize = 256 * 1024;
+/// An answer to a change is a datagram of its own: a header, a code, and words at times.
+pub(crate) const ANSWER: usize = 4096;
 /// How often a dump that others' changes interrupt is begun again.
 const DUMP_ATTEMPTS: u32 = 20;
 
@@ -85,18 +87,19 @@ impl Netlink {
         }
         self.socket.send(&datagram, 0)?;
         let mut failed = Vec::new();
-        let mut buffer = Vec::with_capacity(BUFFER);
+        let mut buffer = Vec::with_capacity(ANSWER);
         loop {
             self.receive(&mut buffer)?;
-            for part in parts(&buffer) {
-                let part = part?;
-                let at = part.header.sequence_number.wrapping_sub(first) as usize;
-                let NetlinkPayload::Error(answer) = part.payload else { continue };
+            for part in split(&buffer).filter(|part| part.message_type() == NLMSG_ERROR) {
+                let at = part.sequence_number().wrapping_sub(first) as usize;
+                let Some(code) = part.payload().first_chunk().map(|code| i32::from_ne_bytes(*code)) else {
+                    continue;
+                };
                 if at >= batch.len() {
                     continue; // an answer to an earlier batch, whose reading was broken off
                 }
-                if answer.code.is_some() {
-                    failed.push((at, answer.to_io()));
+                if code < 0 {
+                    failed.push((at, io::Error::from_raw_os_error(code.saturating_neg())));
                 }
                 if at + 1 == batch.len() {
                     return Ok(failed);
@@ -137,20 +140,18 @@ impl Netlink {
         let mut buffer = Vec::with_capacity(BUFFER);
         loop {
             self.receive(&mut buffer)?;
-            for part in parts(&buffer) {
-                let part = part?;
-                if part.header.sequence_number != self.sequence {
+            for part in split(&buffer) {
+                if part.sequence_number() != self.sequence {
                     continue;
                 }
-                interrupted |= part.header.flags & NLM_F_DUMP_INTR != 0;
-                match part.payload {
-                    NetlinkPayload::InnerMessage(message) => answer.extend(pick(message)),
-                    NetlinkPayload::Error(error) if error.code.is_some() => return Err(error.to_io()),
-                    NetlinkPayload::Done(done) if done.code < 0 => {
-                        return Err(io::Error::from_raw_os_error(done.code.saturating_neg()));
+                interrupted |= part.flags() & NLM_F_DUMP_INTR != 0;
+                match (part.message_type(), part.payload().first_chunk()) {
+                    (NLMSG_ERROR | NLMSG_DONE, Some(code)) if i32::from_ne_bytes(*code) < 0 => {
+                        let code = i32::from_ne_bytes(*code).saturating_neg();
+                        return Err(io::Error::from_raw_os_error(code));
                     }
-                    NetlinkPayload::Done(_) => return Ok((!interrupted).then_some(answer)),
-                    _ => {}
+                    (NLMSG_DONE, _) => return Ok((!interrupted).then_some(answer)),
+                    _ => answer.extend(pick(part)),
                 }
             }
         }
@@ -170,12 +171,16 @@ impl Netlink {
 }
 
 /// What is kept of a dump's message, if anything: five thousand nodes are megabytes of messages.
-type Pick<'a, T> = dyn Fn(RouteNetlinkMessage) -> Option<T> + 'a;
+type Pick<'a, T> = dyn Fn(Message<'_>) -> Option<T> + 'a;
+type Message<'a> = NetlinkBuffer<&'a [u8]>;
+
+const NLMSG_ERROR: u16 = 2;
+const NLMSG_DONE: u16 = 3;
 
 /// Reads the kernel over a socket of its own, and gives what `pick` makes of each message.
 pub(crate) fn dump<T>(
     message: RouteNetlinkMessage,
-    pick: impl Fn(RouteNetlinkMessage) -> Option<T>,
+    pick: impl Fn(Message<'_>) -> Option<T>,
 ) -> io::Result<Vec<T>> {
     Netlink::open()?.dump(&Request::new(message, 0), &pick)
 }
@@ -183,27 +188,27 @@ pub(crate) fn dump<T>(
 /// recv(2): the length of the whole datagram, even if it was cut.
 const MSG_TRUNC: i32 = 0x20;
 
-/// The messages of a datagram. One that the parser does not know (another program's odd link) is left out: it must not
-/// hide the others.
-fn parts(datagram: &[u8]) -> impl Iterator<Item = io::Result<NetlinkMessage<RouteNetlinkMessage>>> {
+/// What a message says. One that the parser does not know (another program's odd link) is left out: it must not hide the
+/// others.
+pub(crate) fn parsed(message: Message<'_>) -> Option<RouteNetlinkMessage> {
+    match NetlinkMessage::deserialize(message.into_inner()).map(|message| message.payload) {
+        Ok(NetlinkPayload::InnerMessage(message)) => Some(message),
+        Ok(_) => None,
+        Err(error) => {
+            tracing::debug!(%error, "a netlink message that cannot be read is left out");
+            None
+        }
+    }
+}
+
+/// The messages of a datagram.
+pub(crate) fn split(datagram: &[u8]) -> impl Iterator<Item = Message<'_>> {
     let mut rest = datagram;
     std::iter::from_fn(move || {
-        while !rest.is_empty() {
-            let length = match NetlinkBuffer::new_checked(rest) {
-                Ok(buffer) => buffer.length() as usize,
-                Err(error) => {
-                    rest = &[];
-                    return Some(Err(io::Error::new(io::ErrorKind::InvalidData, error)));
-                }
-            };
-            let (message, _) = rest.split_at_checked(length).unwrap_or((rest, &[]));
-            rest = rest.get(length.next_multiple_of(4)..).unwrap_or_default();
-            match NetlinkMessage::deserialize(message) {
-                Ok(message) => return Some(Ok(message)),
-                Err(error) => tracing::debug!(%error, "a netlink message that cannot be read is left out"),
-            }
-        }
-        None
+        let length = NetlinkBuffer::new_checked(rest).ok()?.length() as usize;
+        let message = NetlinkBuffer::new_checked(rest.get(..length)?).ok()?;
+        rest = rest.get(length.next_multiple_of(4)..).unwrap_or_default();
+        Some(message)
     })
 }
 

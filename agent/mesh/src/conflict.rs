@@ -7,15 +7,11 @@
 //! Claims that share no key and no address with each other don't matter to each other: a part of the claims may be
 //! settled alone where nothing outside it touches it.
 
-use std::{
-    cmp::Reverse,
-    collections::{BTreeMap, BTreeSet},
-    net::IpAddr,
-};
+use std::{cmp::Reverse, collections::BTreeMap, net::IpAddr};
 
 use ipnet::IpNet;
 
-use crate::{ObservedState, Reason, Resolved, claim::Claim, index::Index, overlaps, reach::Reach};
+use crate::{IpNets, ObservedState, Reason, Resolved, claim::Claim, index::Index, overlaps, reach::Reach};
 
 /// What decides between claims.
 pub(crate) struct Evidence<'a> {
@@ -96,7 +92,7 @@ impl Evidence<'_> {
     fn likeness(&self, claim: &Claim) -> (bool, bool) {
         let Some(peer) = self.observed.peers.get(&claim.key) else { return (false, false) };
         let endpoint = self.reach.endpoint(claim, self.resolved).ok().flatten();
-        let prefixes: BTreeSet<IpNet> = claim.prefixes().collect();
+        let prefixes: IpNets = claim.prefixes().collect();
         (peer.allowed_ips == prefixes, peer.endpoint == endpoint.map(|(e, _)| e))
     }
 

@@ -21,6 +21,7 @@ mod index;
 mod key;
 mod mesh;
 mod mtu;
+mod nets;
 mod observed;
 mod plan;
 mod prefix;
@@ -39,6 +40,7 @@ pub use firewall::ruleset;
 pub use key::{KeyError, PublicKey};
 pub use mesh::{Changes, Mesh, Part, Touched};
 pub use mtu::{IPV6_MINIMUM_MTU, WIREGUARD_OVERHEAD, overlay_mtu};
+pub use nets::IpNets;
 pub use observed::{
     HostChain, HostChainState, Implementation, ObservedBridge, ObservedDevice, ObservedFirewall,
     ObservedPeer, ObservedRoute, ObservedState, Underlay, UnderlayLink, UnderlayRoute,

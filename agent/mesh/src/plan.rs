@@ -154,7 +154,7 @@ fn peers(desired: &DesiredState, observed: &ObservedState, touched: &Touched, st
         }
     }
     for (peer, change, orphans) in changed {
-        let replace_allowed_ips = orphans.then(|| peer.allowed_ips.clone());
+        let replace_allowed_ips = orphans.then(|| peer.allowed_ips.to_set());
         // what another peer is about to lose must be taken from it first
         let takes_first = change.add_allowed_ips.iter().any(|net| freed.contains(net));
         if orphans && takes_first {
@@ -187,7 +187,7 @@ fn new_peer(public_key: PublicKey, peer: &DesiredPeer) -> PeerChange {
     PeerChange {
         add: true,
         endpoint: peer.endpoint.map(|(e, _)| e),
-        add_allowed_ips: peer.allowed_ips.clone(),
+        add_allowed_ips: peer.allowed_ips.to_set(),
         keepalive: (peer.keepalive != 0).then_some(peer.keepalive),
         ..untouched(public_key, peer)
     }
@@ -202,7 +202,7 @@ fn changed_peer(public_key: PublicKey, peer: &DesiredPeer, found: &ObservedPeer)
     }
     Some(PeerChange {
         endpoint,
-        add_allowed_ips: &peer.allowed_ips - &found.allowed_ips,
+        add_allowed_ips: peer.allowed_ips.difference(&found.allowed_ips).copied().collect(),
         keepalive,
         clear_preshared_key: found.preshared_key,
         ..untouched(public_key, peer)

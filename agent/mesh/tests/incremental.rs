@@ -141,7 +141,7 @@ impl World {
         }
         peer.allowed_ips = taken.iter().map(|at| prefixes()[*at]).collect();
         for other in self.state.peers.values_mut() {
-            other.allowed_ips = &other.allowed_ips - &peer.allowed_ips;
+            other.allowed_ips = other.allowed_ips.difference(&peer.allowed_ips).copied().collect();
         }
         self.state.peers.insert(key, peer);
     }

@@ -15,7 +15,10 @@ use netlink_packet_core::{NLM_F_ACK, NLM_F_CREATE, NLM_F_REQUEST, NetlinkBuffer}
 use netlink_sys::{Socket, protocols::NETLINK_NETFILTER};
 use wg_overlay_mesh::TABLE;
 
-use crate::events::{attribute, split};
+use crate::{
+    events::attribute,
+    netlink::{ANSWER, split},
+};
 
 /// The tables of a network namespace.
 #[derive(Debug)]
@@ -134,8 +137,9 @@ impl Tables {
     /// Reads what the kernel has answered to the requests from `first` on; the first refusal is the error.
     fn answers(&self, first: u32, mut take: impl FnMut(&NetlinkBuffer<&[u8]>)) -> io::Result<()> {
         let mut refusal = None;
+        let mut datagram = Vec::with_capacity(ANSWER);
         loop {
-            let mut datagram = Vec::with_capacity(16 * 1024);
+            datagram.clear();
             match self.socket.recv(&mut datagram, 0) {
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => break,
                 answer => answer?,

@@ -8,8 +8,9 @@ use std::{
 use ipnet::IpNet;
 use proptest::{collection::btree_map, option, prelude::*, sample::select};
 use wg_overlay_mesh::{
-    ClusterView, DesiredState, HostChain, HostChainState, Implementation, Local, NodeRecord, ObservedBridge,
-    ObservedDevice, ObservedFirewall, ObservedPeer, ObservedRoute, ObservedState, annotation, ruleset,
+    ClusterView, DesiredState, HostChain, HostChainState, Implementation, IpNets, Local, NodeRecord,
+    ObservedBridge, ObservedDevice, ObservedFirewall, ObservedPeer, ObservedRoute, ObservedState, annotation,
+    ruleset,
 };
 
 use super::cluster::{decided, fresh, ip, key, local, name, net, nets, node, set, set_key, v4, v6, view};
@@ -243,7 +244,7 @@ pub fn any_peer() -> impl Strategy<Value = ObservedPeer> {
         .prop_map(|(endpoint, written_endpoint, keepalive, preshared_key, age)| ObservedPeer {
             endpoint,
             written_endpoint,
-            allowed_ips: BTreeSet::new(),
+            allowed_ips: IpNets::default(),
             keepalive,
             preshared_key,
             handshake_age: age.map(Duration::from_secs),
