@@ -45,20 +45,11 @@ pub(super) fn set(record: &Path, ruleset: &str, endpoints: &BTreeSet<SocketAddr>
             &format!("counter {name} {{ packets {packets} bytes {bytes} }}"),
         );
     }
-    script.push_str(&elements("add", endpoints));
+    script.push_str(&elements(endpoints));
     run("nft", &["-f", "-"], Some(&script))?;
     let mut listing = listing()?.unwrap_or_default();
     take_endpoints(&mut listing)?;
     write(record, &Record { ruleset: ruleset.to_owned(), listing })
-}
-
-pub(super) fn change_endpoints(
-    add: &BTreeSet<SocketAddr>,
-    remove: &BTreeSet<SocketAddr>,
-) -> Result<(), NftError> {
-    let script = elements("delete", remove) + &elements("add", add);
-    run("nft", &["-f", "-"], Some(&script))?;
-    Ok(())
 }
 
 pub(super) fn remove(record: &Path) -> Result<(), NftError> {
@@ -118,15 +109,15 @@ fn endpoint(element: &Value) -> Option<SocketAddr> {
     Some(SocketAddr::new(address, u16::try_from(port.as_u64()?).ok()?))
 }
 
-/// Commands that add or delete the elements, one for each family that has any.
-fn elements(verb: &str, endpoints: &BTreeSet<SocketAddr>) -> String {
+/// Commands that add the elements, one for each family that has any.
+fn elements(endpoints: &BTreeSet<SocketAddr>) -> String {
     let mut script = String::new();
     for (set, v4) in [("endpoints4", true), ("endpoints6", false)] {
         let of_family = endpoints.iter().filter(|e| e.is_ipv4() == v4);
         let list: Vec<String> = of_family.map(|e| format!("{} . {}", e.ip(), e.port())).collect();
         if !list.is_empty() {
             // Writing into a String can't fail.
-            let _ = writeln!(script, "{verb} element inet {TABLE} {set} {{ {} }}", list.join(", "));
+            let _ = writeln!(script, "add element inet {TABLE} {set} {{ {} }}", list.join(", "));
         }
     }
     script
