@@ -5,7 +5,10 @@ use std::{error::Error, process::ExitCode};
 
 use tokio::signal::unix::{SignalKind, signal};
 use tracing_subscriber::EnvFilter;
-use wg_overlay_userspace::{DeviceConfig, run};
+use wg_overlay_userspace::{DeviceConfig, Recycling, run};
+
+#[global_allocator]
+static ALLOCATOR: Recycling = Recycling;
 
 /// Runs the device that the arguments name; a failure is told on stderr.
 #[tokio::main]

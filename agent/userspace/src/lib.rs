@@ -19,6 +19,7 @@ mod device;
 mod engine;
 mod error;
 mod link;
+mod recycle;
 mod standby;
 mod tun;
 mod uapi;
@@ -26,4 +27,5 @@ mod udp;
 
 pub use device::{DeviceConfig, MAX_MTU, MIN_MTU, run};
 pub use error::DeviceError;
+pub use recycle::Recycling;
 pub use standby::{Standby, standby};

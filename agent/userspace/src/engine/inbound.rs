@@ -16,6 +16,7 @@ use rustix::{event::PollFlags, io::Errno};
 
 use super::{Shared, identity::Identity, peers::Peer, wake::Wake};
 use crate::{
+    recycle::Recycler,
     tun::Joiner,
     udp::{Outgoing, Receiver, Underlay},
 };
@@ -28,6 +29,7 @@ const BATCH_CALLS: usize = 64;
 
 /// Carries packets until the device ends or the link is gone.
 pub(super) fn run(shared: &Shared, wake: &Wake) {
+    let _recycler = Recycler::new();
     let mut receiver = Receiver::new();
     let mut joiner = Joiner::default();
     let mut batch = Batch::new(shared);

@@ -7,6 +7,7 @@ use rustix::{event::PollFlags, io::Errno};
 
 use super::{Shared, peers::Peer, wake::Wake};
 use crate::{
+    recycle::Recycler,
     tun::{Cutter, READ_SIZE},
     udp::Outgoing,
 };
@@ -22,6 +23,7 @@ const BATCH_READS: usize = 64;
 
 /// Carries packets until the device ends or the link is gone.
 pub(super) fn run(shared: &Shared, wake: &Wake) {
+    let _recycler = Recycler::new();
     let mut raw = vec![0; READ_SIZE];
     let mut cutter = Cutter::default();
     let mut packets = Vec::new();
