@@ -162,7 +162,7 @@ mod tests {
     proptest! {
         /// Whatever is allocated, freed, resized: a block keeps what was written to it, and a zeroed one is zero.
         #[test]
-        fn blocks_are_their_owners(actions in prop::collection::vec((any::<u8>(), size(), 0..20_usize), 1..300)) {
+        fn blocks_are_their_owners(actions in prop::collection::vec((any::<u8>(), size(), 0..20_usize), 1..100)) {
             let recycler = Recycler::new();
             let mut blocks: Vec<Vec<u8>> = Vec::new();
             for (fill, size, at) in actions {

@@ -89,8 +89,9 @@ impl Engine {
         self.shared.peers.clear();
     }
 
-    /// Takes a peer away.
-    pub(crate) fn remove_peer(&self, key: &PublicKey) {
+    /// Takes a peer away, and the prefixes that it `held`.
+    pub(crate) fn remove_peer(&self, key: &PublicKey, held: impl IntoIterator<Item = IpNetwork>) {
+        self.set_allowed_ips(key, held, []);
         self.shared.peers.remove(key);
     }
 

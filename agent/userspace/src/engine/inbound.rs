@@ -45,11 +45,17 @@ pub(super) fn run(shared: &Shared, wake: &Wake) {
                 if batch.bytes < BATCH_BYTES && calls < BATCH_CALLS {
                     continue;
                 }
+                if batch.write(shared, &mut joiner).is_err() {
+                    return;
+                }
             }
-            Err(error) if error.kind() == io::ErrorKind::WouldBlock && batch.packets.is_empty() => {
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                if batch.write(shared, &mut joiner).is_err() {
+                    return;
+                }
                 wake.wait(&*underlay, PollFlags::IN);
             }
-            Err(error) if matches!(error.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::Interrupted) => {}
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
             Err(error) => {
                 tracing::debug!(%error, "receiving from the underlay failed");
                 wake.pause();
@@ -58,9 +64,6 @@ pub(super) fn run(shared: &Shared, wake: &Wake) {
         calls = 0;
         // There may be another one.
         underlay = shared.underlay();
-        if batch.write(shared, &mut joiner).is_err() {
-            return;
-        }
     }
 }
 

@@ -38,14 +38,17 @@ pub(super) fn run(shared: &Shared, wake: &Wake) {
                 }
                 packets.drain(..).for_each(|packet| batch.seal(shared, packet));
                 reads += 1;
-                if !batch.is_full() && reads < BATCH_READS {
-                    continue;
+                if batch.is_full() || reads == BATCH_READS {
+                    reads = 0;
+                    batch.send(shared, wake);
                 }
             }
-            Err(Errno::AGAIN) if batch.datagrams.is_empty() => {
+            Err(Errno::AGAIN) => {
+                reads = 0;
+                batch.send(shared, wake);
                 wake.wait(&shared.tun, PollFlags::IN);
             }
-            Err(Errno::AGAIN | Errno::INTR) => {}
+            Err(Errno::INTR) => {}
             // The link is gone (drivers/net/tun.c, tun_chr_read_iter).
             Err(Errno::BADFD) => return,
             Err(error) => {
@@ -53,8 +56,6 @@ pub(super) fn run(shared: &Shared, wake: &Wake) {
                 wake.pause();
             }
         }
-        reads = 0;
-        batch.send(shared, wake);
     }
 }
 

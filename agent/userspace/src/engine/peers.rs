@@ -69,10 +69,9 @@ impl Peers {
         self.by_key.write().insert(peer.key, peer);
     }
 
-    /// Takes the peer away, with all that leads to it.
+    /// Takes the peer away, which holds no prefix any more, with the indices that lead to it.
     pub(super) fn remove(&self, key: &PublicKey) {
         let Some(peer) = self.by_key.write().remove(key) else { return };
-        self.by_address.write().retain(|_, holder| !Arc::ptr_eq(holder, &peer));
         peer.state.lock().removed = true;
         self.by_index.write().retain(|_, holder| !Arc::ptr_eq(holder, &peer));
     }

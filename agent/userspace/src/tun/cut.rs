@@ -152,3 +152,6 @@ fn finish(packet: &mut [u8], layout: &Layout, header: &Virtio, place: Place) -> 
     let sum = checksum::add(pseudo, body);
     put(body, TCP_CHECKSUM, checksum::finish(sum))
 }
+
+#[cfg(test)]
+mod tests;

@@ -78,7 +78,7 @@ impl Control {
     fn set_peer(&mut self, change: SetPeer) {
         let key = change.public_key;
         if change.remove {
-            self.engine.remove_peer(&key);
+            self.engine.remove_peer(&key, self.allowed.of(&key).iter().copied());
             self.allowed.forget(&key);
             return;
         }
