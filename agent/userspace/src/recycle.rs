@@ -1,7 +1,7 @@
 //! An allocator that lets the device's threads use the memory of a batch of packets for the next.
 //!
 //! The protocol's engine allocates each packet that it seals, and musl's allocator gives memory back to the kernel as soon
-//! as a group of blocks is free, which is after each batch: a third of the device's time went there. Everywhere else, and
+//! as a group of blocks is free, which is after each batch: more time went there than into encryption. Everywhere else, and
 //! in the agent, this is the system's allocator (docs/decisions/0013-own-data-path.md has what else was measured).
 
 #![allow(unsafe_code, reason = "an allocator is an unsafe trait")]
