@@ -34,17 +34,19 @@ pub(super) fn run(shared: &Shared, wake: &Wake) {
     let mut joiner = Joiner::default();
     let mut batch = Batch::new(shared);
     let mut underlay = shared.underlay();
-    let mut calls = 0;
+    // How many more calls before the next write. One after a sleep: what comes alone goes at once.
+    let mut calls = 1;
     while !shared.is_stopped() {
         match receiver.receive(&underlay) {
             Ok(train) => {
                 let identity = shared.identity();
                 let from = train.from;
                 train.for_each(|datagram| batch.open(shared, &identity, &underlay, datagram, from));
-                calls += 1;
-                if batch.bytes < BATCH_BYTES && calls < BATCH_CALLS {
+                calls -= 1;
+                if batch.bytes < BATCH_BYTES && calls > 0 {
                     continue;
                 }
+                calls = BATCH_CALLS;
                 if batch.write(shared, &mut joiner).is_err() {
                     return;
                 }
@@ -54,6 +56,7 @@ pub(super) fn run(shared: &Shared, wake: &Wake) {
                     return;
                 }
                 wake.wait(&*underlay, PollFlags::IN);
+                calls = 1;
             }
             Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
             Err(error) => {
@@ -61,7 +64,6 @@ pub(super) fn run(shared: &Shared, wake: &Wake) {
                 wake.pause();
             }
         }
-        calls = 0;
         // There may be another one.
         underlay = shared.underlay();
     }

@@ -28,7 +28,8 @@ pub(super) fn run(shared: &Shared, wake: &Wake) {
     let mut cutter = Cutter::default();
     let mut packets = Vec::new();
     let mut batch = Batch::default();
-    let mut reads = 0;
+    // How many more reads before the next send. One after a sleep: what comes alone goes at once.
+    let mut reads = 1;
     while !shared.is_stopped() {
         match shared.tun.read(&mut raw) {
             Ok(length) => {
@@ -37,14 +38,14 @@ pub(super) fn run(shared: &Shared, wake: &Wake) {
                     tracing::debug!(length, "packet from the TUN link not understood, dropped");
                 }
                 packets.drain(..).for_each(|packet| batch.seal(shared, packet));
-                reads += 1;
-                if batch.is_full() || reads == BATCH_READS {
-                    reads = 0;
+                reads -= 1;
+                if batch.is_full() || reads == 0 {
+                    reads = BATCH_READS;
                     batch.send(shared, wake);
                 }
             }
             Err(Errno::AGAIN) => {
-                reads = 0;
+                reads = 1;
                 batch.send(shared, wake);
                 wake.wait(&shared.tun, PollFlags::IN);
             }
