@@ -153,7 +153,9 @@ impl Nft {
     /// observation asks for the table again. A step that isn't about rules is refused.
     pub fn apply(&self, step: &Step) -> Result<(), NftError> {
         match step {
-            Step::SetFirewall { ruleset, endpoints } => table::set(&self.record, ruleset, endpoints),
+            Step::SetFirewall { ruleset, endpoints } => {
+                table::set(&self.record, ruleset, endpoints, || self.kernel().tables.generation().ok())
+            }
             Step::GuardEndpoints { add, remove } => self.kernel().change(remove, add),
             Step::RemoveFirewall => table::remove(&self.record),
             Step::AllowInHostChain { chain, listen_port } => allow(chain, Some(*listen_port)),

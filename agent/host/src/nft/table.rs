@@ -36,8 +36,15 @@ pub(super) fn observe(record: &Path) -> Result<Option<ObservedFirewall>, NftErro
     Ok(Some(ObservedFirewall { ruleset, endpoints }))
 }
 
-/// Replaces the table and the endpoints in one transaction; the counters go on from where they are.
-pub(super) fn set(record: &Path, ruleset: &str, endpoints: &BTreeSet<SocketAddr>) -> Result<(), NftError> {
+/// Replaces the table and the endpoints in one transaction; the counters go on from where they are. `generation` tells how
+/// many transactions there have been: where another's came between ours and the listing of it, nothing is recorded, or its
+/// work would pass for ours, and the next observation finds a table to be applied again.
+pub(super) fn set(
+    record: &Path,
+    ruleset: &str,
+    endpoints: &BTreeSet<SocketAddr>,
+    mut generation: impl FnMut() -> Option<u32>,
+) -> Result<(), NftError> {
     let mut script = ruleset.to_owned();
     for (name, (packets, bytes)) in counters()? {
         script = script.replace(
@@ -46,14 +53,22 @@ pub(super) fn set(record: &Path, ruleset: &str, endpoints: &BTreeSet<SocketAddr>
         );
     }
     script.push_str(&elements(endpoints));
+    let before = generation();
     run("nft", &["-f", "-"], Some(&script))?;
     let mut listing = listing()?.unwrap_or_default();
+    if before.is_some_and(|before| generation() != Some(before.wrapping_add(1))) {
+        return forget(record);
+    }
     take_endpoints(&mut listing)?;
     write(record, &Record { ruleset: ruleset.to_owned(), listing })
 }
 
 pub(super) fn remove(record: &Path) -> Result<(), NftError> {
     run("nft", &["-f", "-"], Some(&format!("add table inet {TABLE}\ndelete table inet {TABLE}\n")))?;
+    forget(record)
+}
+
+fn forget(record: &Path) -> Result<(), NftError> {
     match fs::remove_file(record) {
         Err(e) if e.kind() != io::ErrorKind::NotFound => {
             Err(NftError::Record { path: record.to_owned(), source: e })

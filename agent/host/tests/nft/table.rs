@@ -18,6 +18,7 @@ pub const TESTS: &[Test] = &[
     ("endpoints_change_without_the_table", endpoints_change),
     ("endpoints_of_thousands_of_nodes_change", many_endpoints),
     ("only_what_others_change_is_read_again", read_again),
+    ("what_others_add_meanwhile_never_passes_for_ours", spoiled),
     ("counters_survive_a_replacement", counters_survive),
     ("a_torn_record_means_to_apply_again", torn_record),
     ("remove_takes_the_table_and_its_record", remove),
@@ -143,6 +144,24 @@ fn read_again() {
         nft.apply(&Step::SetFirewall { ruleset: ruleset(&firewall()), endpoints: many() }).unwrap();
         assert!(observe().is_some(), "the table itself");
     });
+}
+
+fn spoiled() {
+    let lab = Lab::new();
+    for round in 0..20 {
+        lab.set_firewall(&firewall());
+        let spoil = || lab.node.sh("nft insert rule inet wg-overlay mss_clamp counter accept");
+        std::thread::scope(|scope| {
+            let spoiler = scope.spawn(spoil);
+            lab.set_firewall(&endpoints());
+            spoiler.join().unwrap();
+        });
+        let is_spoiled = lab.node.sh("nft list chain inet wg-overlay mss_clamp").contains("counter");
+        let ruleset = lab.observe().firewall.unwrap().ruleset;
+        assert!(!is_spoiled || ruleset.is_empty(), "round {round}");
+    }
+    lab.set_firewall(&endpoints());
+    assert_eq!(lab.observe().firewall.unwrap().ruleset, ruleset(&endpoints()));
 }
 
 fn counters_survive() {
