@@ -2,7 +2,7 @@
 //!
 //! The protocol of one peer (handshake, sessions, timers) is gotatun's `Tunn`. Who is asked, by which packet, and what
 //! happens to the answer is here. A packet stays on the thread that read it until it is written: no queue, no other task,
-//! which is where gotatun's own device spends most of its time (docs/decisions/0013-own-data-path.md).
+//! which is where gotatun's own device spends most of its time (docs/decisions/0014-own-data-path.md).
 //!
 //! ```text
 //!  TUN ── read, cut ── seal ── send in trains ──► underlay      thread "out"

@@ -2,7 +2,7 @@
 //!
 //! The protocol's engine allocates each packet that it seals, and musl's allocator gives memory back to the kernel as soon
 //! as a group of blocks is free, which is after each batch: more time went there than into encryption. Everywhere else, and
-//! in the agent, this is the system's allocator (docs/decisions/0013-own-data-path.md has what else was measured).
+//! in the agent, this is the system's allocator (docs/decisions/0014-own-data-path.md has what else was measured).
 
 #![allow(unsafe_code, reason = "an allocator is an unsafe trait")]
 
