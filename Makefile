@@ -5,6 +5,7 @@
 # make cluster       a Kubernetes of three nodes in namespaces, with wg-overlay as its network (root)
 # make e2e           upstream's network tests and ours on that cluster (root)
 # make e2e-full      more of them, iptables mode and an older Kubernetes too (root)
+# make bench         us, the peers and the floor side by side: benches/report.md, target/bench/report.json (root)
 # make cluster-down  ends the cluster and leaves nothing of it
 .DEFAULT_GOAL := help
 SHELL := bash
@@ -24,7 +25,7 @@ export WG_OVERLAY_E2E_BIN_DIR := $(RELEASE)
 # ring's C parts, for a static target
 export CC_$(subst -,_,$(TRIPLE)) := musl-gcc
 
-.PHONY: help demo test lint build prerequisites units namespaces cni-spec overlay kernel-wg kernel-wg-all cluster cluster-down e2e e2e-full clean
+.PHONY: help demo test lint build prerequisites units namespaces cni-spec overlay kernel-wg kernel-wg-all cluster cluster-down e2e e2e-full bench bench-smoke clean
 
 help: ## this list
 	@sed -n 's/^# make /make /p' $(MAKEFILE_LIST)
@@ -83,6 +84,16 @@ e2e: build
 
 e2e-full: build
 	@e2e/cluster/run full
+
+# BENCH holds its arguments: make bench BENCH="--only plugin". A peer that doesn't build is named in the report.
+bench: build
+	-@benches/peers
+	@$(RELEASE)/bench --out $(OUT)/bench $(BENCH)
+
+# A few minutes of it, for CI: fails where a ratio lies beyond its target by more than a factor of 2.
+bench-smoke: build
+	@benches/peers
+	@$(RELEASE)/bench --smoke --out $(OUT)/bench
 
 lint: prerequisites
 	cargo fmt --all --check

@@ -9,7 +9,8 @@ mod publish;
 mod watch;
 
 use std::{
-    sync::{Arc, Mutex, PoisonError},
+    collections::BTreeSet,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::Duration,
 };
 
@@ -27,7 +28,7 @@ use kube::{
 };
 use tokio::sync::Notify;
 use tower::ServiceBuilder;
-use wg_overlay_mesh::ClusterView;
+use wg_overlay_mesh::PackedView;
 
 pub use ask::{Access, ask_all, connect_person};
 pub use events::Reporter;
@@ -92,10 +93,18 @@ struct Inner {
     own: String,
     /// This node's own condition NetworkUnavailable.
     network: Mutex<Option<NetworkCondition>>,
-    /// `None` until the first full list is in.
-    view: Mutex<Option<ClusterView>>,
+    view: Mutex<View>,
     changed: Notify,
     stale: Notify,
+}
+
+/// The Nodes, and what is new of them.
+#[derive(Default)]
+struct View {
+    /// `None` until the first full list is in.
+    nodes: Option<PackedView>,
+    /// The Nodes that came, went or changed and that nobody has looked at since.
+    changed: BTreeSet<String>,
 }
 
 impl Nodes {
@@ -128,8 +137,19 @@ impl Nodes {
     }
 
     /// Reads the view; `None` before the first full list.
-    pub fn read<T>(&self, read: impl FnOnce(Option<&ClusterView>) -> T) -> T {
-        read(self.0.view.lock().unwrap_or_else(PoisonError::into_inner).as_ref())
+    pub fn read<T>(&self, read: impl FnOnce(Option<&PackedView>) -> T) -> T {
+        read(self.view().nodes.as_ref())
+    }
+
+    /// Reads the view with the names of those that changed since this was called last; `None` before the first full list.
+    pub fn follow<T>(&self, read: impl FnOnce(&PackedView, BTreeSet<String>) -> T) -> Option<T> {
+        let mut view = self.view();
+        let changed = std::mem::take(&mut view.changed);
+        view.nodes.as_ref().map(|nodes| read(nodes, changed))
+    }
+
+    fn view(&self) -> MutexGuard<'_, View> {
+        self.0.view.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Waits until a Node has changed in what matters.
@@ -147,10 +167,14 @@ impl Nodes {
         self.0.changed.notify_one();
     }
 
-    /// Changes the view; the closure says whether anything that matters changed.
-    fn update(&self, change: impl FnOnce(&mut Option<ClusterView>) -> bool) {
-        if change(&mut self.0.view.lock().unwrap_or_else(PoisonError::into_inner)) {
-            self.0.changed.notify_one();
+    /// Changes the view; the closure names the Nodes that changed in what matters.
+    fn update<C: IntoIterator<Item = String>>(&self, change: impl FnOnce(&mut Option<PackedView>) -> C) {
+        let mut view = self.view();
+        let changed = change(&mut view.nodes);
+        let before = view.changed.len();
+        view.changed.extend(changed);
+        if view.changed.len() > before {
+            self.wake();
         }
     }
 }

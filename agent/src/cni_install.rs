@@ -1,8 +1,8 @@
 //! Making the node ready for pods: the plugin, this boot's mark, and last the conflist that the runtime looks for.
 
 use std::{
-    fs, io,
-    io::Write,
+    fs::{self, File},
+    io::{self, BufRead, BufReader, Cursor, Read, Seek},
     os::unix::fs::{MetadataExt, PermissionsExt},
     path::{Path, PathBuf},
 };
@@ -67,8 +67,8 @@ pub fn install(config: &Config, network: &Network) -> Result<CniStatus, InstallE
     let source = std::env::current_exe()
         .map(|exe| exe.with_file_name(PLUGIN))
         .map_err(|source| InstallError::NoPlugin { path: PLUGIN.into(), source })?;
-    let plugin = fs::read(&source).map_err(|e| InstallError::NoPlugin { path: source, source: e })?;
-    replace(&config.cni_bin_dir.join(PLUGIN), &plugin, 0o755)?;
+    let plugin = File::open(&source).map_err(|e| InstallError::NoPlugin { path: source, source: e })?;
+    replace(&config.cni_bin_dir.join(PLUGIN), plugin, 0o755)?;
 
     fs::create_dir_all(&config.state_dir)
         .map_err(|source| InstallError::Write { path: config.state_dir.clone(), source })?;
@@ -76,7 +76,7 @@ pub fn install(config: &Config, network: &Network) -> Result<CniStatus, InstallE
 
     let (chained, missing) = chain(config);
     let text = conflist(&config.state_dir, &chained);
-    replace(&config.cni_conf_dir.join(CONFLIST), text.as_bytes(), 0o644)?;
+    replace(&config.cni_conf_dir.join(CONFLIST), Cursor::new(text), 0o644)?;
     Ok(CniStatus { ready: true, chained, missing })
 }
 
@@ -139,21 +139,39 @@ fn chained_plugin(name: &str) -> Value {
 
 /// Writes a file where it differs, by a temporary file in the same folder and a rename: containerd notices nothing
 /// else, and a program that runs can't be written over.
-fn replace(path: &Path, content: &[u8], mode: u32) -> Result<(), InstallError> {
-    if fs::read(path).is_ok_and(|found| found == content) {
+fn replace(path: &Path, mut content: impl Read + Seek, mode: u32) -> Result<(), InstallError> {
+    if File::open(path).and_then(|found| is_same(&mut content, found)).unwrap_or(false) {
         return Ok(());
     }
-    let write = || -> io::Result<()> {
+    let mut write = || -> io::Result<()> {
         fs::create_dir_all(path.parent().unwrap_or(Path::new("/")))?;
         let temporary = temporary(path);
-        let mut file = fs::File::create(&temporary)?;
-        file.write_all(content)?;
+        let mut file = File::create(&temporary)?;
+        content.rewind()?;
+        io::copy(&mut content, &mut file)?;
         file.set_permissions(fs::Permissions::from_mode(mode))?;
         file.sync_all()?;
         drop(file);
         fs::rename(&temporary, path)
     };
     write().map_err(|source| InstallError::Write { path: path.to_owned(), source })
+}
+
+/// Whether both hold the same; a part of each is in memory at a time.
+fn is_same(one: impl Read, other: impl Read) -> io::Result<bool> {
+    let (mut one, mut other) = (BufReader::new(one), BufReader::new(other));
+    loop {
+        let (part, beside) = (one.fill_buf()?, other.fill_buf()?);
+        let length = part.len().min(beside.len());
+        if length == 0 {
+            return Ok(part.len() == beside.len());
+        }
+        if part.get(..length) != beside.get(..length) {
+            return Ok(false);
+        }
+        one.consume(length);
+        other.consume(length);
+    }
 }
 
 /// In the same folder, and of no name that a runtime reads.
@@ -164,7 +182,21 @@ fn temporary(path: &Path) -> PathBuf {
 
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
+
     use super::*;
+
+    proptest! {
+        #[test]
+        fn only_the_same_is_the_same(one in prop::collection::vec(0..2u8, 0..4), other in prop::collection::vec(0..2u8, 0..4)) {
+            prop_assert_eq!(is_same(&*one, &*other).unwrap(), one == other);
+            // beyond a reader's buffer, and in parts of other sizes
+            let long = |end: &[u8]| [&[7; 10_000], end].concat();
+            let (one_long, other_long) = (long(&one), long(&other));
+            let in_parts = one_long.as_slice().take(10).chain(one_long.get(10..).unwrap());
+            prop_assert_eq!(is_same(in_parts, &*other_long).unwrap(), one == other);
+        }
+    }
 
     #[test]
     fn the_conflist_is_one_that_old_and_new_runtimes_take() {

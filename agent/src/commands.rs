@@ -50,11 +50,6 @@ enum Subcommands {
 }
 
 impl Cli {
-    /// Whether the command wants every core.
-    pub fn computes(&self) -> bool {
-        matches!(&self.command, Subcommands::Device(args) if args.computes())
-    }
-
     /// Runs the command and gives its exit status.
     ///
     /// # Errors

@@ -6,8 +6,8 @@ use tracing_subscriber::EnvFilter;
 
 /// Starts logging; `RUST_LOG` overrides the level.
 pub fn start() {
-    // gotatun tells of each peer at INFO, kube-client of each request
-    let default = "info,gotatun=warn,kube_client=warn,kube_runtime=warn";
+    // kube-client tells of each request at INFO
+    let default = "info,kube_client=warn,kube_runtime=warn";
     let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new(default));
     // whoever reads the log may end first, and eprintln!, which would tell of that, panics then
     let builder = tracing_subscriber::fmt()

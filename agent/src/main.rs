@@ -16,16 +16,16 @@ mod status;
 use std::process::ExitCode;
 
 use clap::Parser;
+use wg_overlay_userspace::Recycling;
+
+/// The system's allocator, but for the threads of a user-space device.
+#[global_allocator]
+static ALLOCATOR: Recycling = Recycling;
 
 fn main() -> ExitCode {
     let command = commands::Cli::parse();
-    // The agent waits, it doesn't compute: one thread, and blocking calls have threads of their own. A user-space device
-    // seals and opens packets.
-    let mut builder = match command.computes() {
-        true => tokio::runtime::Builder::new_multi_thread(),
-        false => tokio::runtime::Builder::new_current_thread(),
-    };
-    let runtime = match builder.enable_all().build() {
+    // All of them wait rather than compute: one thread. Blocking calls, and a user-space device's packets, have their own.
+    let runtime = match tokio::runtime::Builder::new_current_thread().enable_all().build() {
         Ok(runtime) => runtime,
         Err(error) => {
             eprintln!("wg-overlay: can't start: {error}");

@@ -1,7 +1,7 @@
 //! The loop: something changed, observe, decide, plan, apply, report.
 //!
 //! Input: the Nodes, the kernel's events, names' answers, a timer. Output: the kernel, the Node's annotations, this
-//! boot's mark, Events, and a [`Report`] for whoever asks. All state that decisions need is in here; the rest asks.
+//! boot's mark, Events, and an answer for whoever asks. All state that decisions need is in here; the rest asks.
 
 mod inputs;
 mod outputs;
@@ -18,20 +18,20 @@ use ipnet::IpNet;
 use kube::Client;
 use tokio::{
     net::UnixStream,
-    sync::{mpsc, oneshot},
+    sync::mpsc,
     time::{Instant as Deadline, MissedTickBehavior, interval, sleep, sleep_until},
 };
 use tracing::{debug, error, info, warn};
 use wg_overlay_cni::Network;
 use wg_overlay_host::{Change, Host, Scope};
-use wg_overlay_mesh::{Decision, Local, LocalProblem, Plan, Step, decide, plan};
+use wg_overlay_mesh::{Changes, Local, LocalProblem, Mesh, Plan, Step, Touched, plan_touched};
 
 use crate::{
     cluster::{ClusterNetworks, Nodes, Publisher, Reporter, chain, learn_networks, look_for_policies},
     config::Config,
     metrics::Counters,
     resolver::Resolver,
-    server::Report,
+    server::Question,
     status::{CniStatus, PeerTracker, State},
 };
 
@@ -42,6 +42,10 @@ const DEBOUNCE: Duration = Duration::from_millis(20);
 
 /// The first wait after a failed step; it doubles up to the resync interval.
 const FIRST_RETRY: Duration = Duration::from_millis(500);
+
+/// After longer plans the decision is looked at again at once, since it depends on what the kernel holds: the next change
+/// of a single Node then finds nothing else to look at.
+const STEPS_FOLLOWED: usize = 64;
 
 /// Longer plans are logged by their number of steps only: five thousand nodes joining are no five thousand lines.
 const STEPS_LOGGED: usize = 64;
@@ -57,6 +61,7 @@ pub struct Reconciler {
     networks: Arc<OnceLock<ClusterNetworks>>,
     policies: Arc<AtomicBool>,
     local: Local,
+    mesh: Mesh,
     tracker: PeerTracker,
     counters: Counters,
     last: Last,
@@ -66,7 +71,10 @@ pub struct Reconciler {
 #[derive(Default)]
 struct Last {
     state: Option<State>,
-    decision: Option<Decision>,
+    /// Whether the kernel is as planned but for what changed since.
+    carried_out: bool,
+    /// Whether its plan was long.
+    long: bool,
     /// Problems by who found them, each replaced when it is looked at again.
     problems: BTreeMap<&'static str, Vec<String>>,
     cni: Option<CniStatus>,
@@ -129,6 +137,7 @@ impl Reconciler {
             host: parts.host,
             resolver: parts.resolver,
             local: parts.local,
+            mesh: Mesh::default(),
             tracker: PeerTracker::default(),
             counters: Counters::default(),
             last,
@@ -141,7 +150,7 @@ impl Reconciler {
     /// Where the kernel's events can't be followed.
     pub async fn run(
         mut self,
-        mut asked: mpsc::Receiver<oneshot::Sender<Report>>,
+        mut asked: mpsc::Receiver<Question>,
         stop: impl Future<Output = ()>,
     ) -> anyhow::Result<()> {
         let mut events = self.host.events()?;
@@ -157,8 +166,8 @@ impl Reconciler {
             // every arm is safe to cancel: what is not taken now is still there in the next round
             let mut scope = tokio::select! {
                 () = &mut stop => return Ok(()),
-                Some(answer) = asked.recv() => {
-                    self.answer(answer).await;
+                Some(question) = asked.recv() => {
+                    self.answer(question).await;
                     continue;
                 }
                 () = self.nodes.changed() => Scope::NONE,
@@ -206,16 +215,16 @@ impl Reconciler {
             self.collect().await;
         }
         self.note_networks();
+        let followed =
+            std::mem::take(&mut self.last.carried_out) && scope == Scope::NONE && !self.host.is_stale();
         if let Err(error) = self.host.observe(scope).await {
             return Err(self.fail("kernel", vec![chain(&error)]));
         }
-        self.note_own_addresses();
-        self.note_addresses_in_use();
-        self.tracker.observe(&self.host.observed().peers, Instant::now());
-        let resolved = self.resolver.answers();
-        let decided =
-            self.nodes.read(|view| view.map(|v| decide(&self.local, v, &resolved, self.host.observed())));
-        let decision = match decided {
+        if !followed {
+            self.note_own_addresses();
+            self.tracker.observe(&self.host.observed().peers, Instant::now());
+        }
+        let touched = match self.decide() {
             None => return Err(self.wait(State::WaitingForNodes)),
             Some(Err(problem)) => {
                 if matches!(problem, LocalProblem::NoNode(_) | LocalProblem::NoPodCidr) {
@@ -226,16 +235,20 @@ impl Reconciler {
                     other => self.fail("node", vec![other.to_string()]),
                 });
             }
-            Some(Ok(decision)) => decision,
+            Some(Ok(touched)) => touched,
         };
         self.clear("node");
-        self.local.holders.clone_from(&decision.holders);
-        self.resolver.want(self.nodes.read(|view| view.map(names).unwrap_or_default()));
-        let plan = plan(&decision.desired, self.host.observed());
+        self.resolver.want(self.mesh.names());
+        self.note_addresses_in_use();
+        let Some(decision) = self.mesh.decision() else { return Err(self.wait(State::WaitingForNodes)) };
+        let differs = if followed { &touched } else { &Touched::Everything };
+        let plan = plan_touched(&decision.desired, self.host.observed(), differs);
         let failed = self.apply(&plan).await;
-        self.last.decision = Some(decision);
-        self.report_refusals();
-        if full || !plan.steps.is_empty() {
+        self.last.carried_out = failed.is_empty() && !self.host.is_stale();
+        let long = plan.steps.len() > STEPS_FOLLOWED;
+        let again = !std::mem::replace(&mut self.last.long, long) && long;
+        self.report_refusals(&touched);
+        if full || plan.steps.iter().any(concerns_host) {
             self.check_host().await;
         }
         if !failed.is_empty() {
@@ -243,15 +256,25 @@ impl Reconciler {
         }
         self.clear("kernel");
         let installed = self.install_cni(full).await;
-        if let Some(decision) = &self.last.decision {
+        if let Some(decision) = self.mesh.decision() {
             self.publisher.want(&decision.advertisement, installed && self.is_ready());
         }
         self.set_state(if self.has_problems() { State::Degraded } else { State::Converged });
         match installed {
-            true if self.host.is_stale() => Err(Unfinished::Again),
+            true if self.host.is_stale() || again => Err(Unfinished::Again),
             true => Ok(()),
             false => Err(Unfinished::Failed),
         }
+    }
+
+    /// Brings the decision up to date; `None` before the first full list of Nodes.
+    fn decide(&mut self) -> Option<Result<Touched, LocalProblem>> {
+        let resolved = self.resolver.answers();
+        let (host, mesh, local) = (&mut self.host, &mut self.mesh, &self.local);
+        self.nodes.follow(|view, nodes| {
+            let changes = Changes { nodes, peers: host.take_changed_peers() };
+            mesh.update(local, view, &resolved, host.observed(), changes)
+        })
     }
 
     async fn apply(&mut self, plan: &Plan) -> Vec<String> {
@@ -272,6 +295,11 @@ impl Reconciler {
                 info!(%step, "applying")
             }
             *self.counters.kernel_changes.entry(counted(step)).or_default() += 1;
+            if let Step::SetPeer(change) = step
+                && change.add
+            {
+                self.tracker.begin(change.public_key);
+            }
         }
         let failed = self.host.apply_all(&plan.steps).await;
         self.last.lacks_device = failed.iter().any(|(_, error)| error.lacks_device());
@@ -337,7 +365,8 @@ async fn listening(socket: Option<&Path>) {
 enum Unfinished {
     /// Something has to come first, and will wake the loop.
     Waiting,
-    /// A step took something along that has to be read again: the kernel drops routes with an address.
+    /// A step took something along that has to be read again, since the kernel drops routes with an address; or many
+    /// steps are to be decided on again.
     Again,
     /// Something failed and is tried again.
     Failed,
@@ -349,6 +378,18 @@ fn scope_of(change: Change) -> Scope {
         Change::Network => Scope::NETWORK,
         Change::Firewall | Change::HostChains => Scope::FIREWALL,
     }
+}
+
+/// Whether a step changes what the host's own settings depend on: links, addresses, rules.
+fn concerns_host(step: &Step) -> bool {
+    !matches!(
+        step,
+        Step::GuardEndpoints { .. }
+            | Step::SetPeer(_)
+            | Step::RemovePeer(_)
+            | Step::SetRoute(..)
+            | Step::RemoveRoute(_)
+    )
 }
 
 /// A step's object and operation, for the metric.

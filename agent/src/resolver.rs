@@ -31,8 +31,12 @@ struct Inner {
 
 impl Resolver {
     /// Says which names matter; new ones are asked for at once.
-    pub fn want(&self, names: BTreeSet<String>) {
+    pub fn want<'a>(&self, names: impl Iterator<Item = &'a String> + Clone) {
         let mut wanted = self.0.names.lock().unwrap_or_else(PoisonError::into_inner);
+        if names.clone().eq(wanted.iter()) {
+            return;
+        }
+        let names: BTreeSet<String> = names.cloned().collect();
         let new = names.difference(&wanted).next().is_some();
         self.0.answers.lock().unwrap_or_else(PoisonError::into_inner).retain(|name, _| names.contains(name));
         *wanted = names;

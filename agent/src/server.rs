@@ -10,7 +10,7 @@ use std::{
 };
 
 use anyhow::Context;
-use axum::{Json, Router, extract::State, http::StatusCode, response::IntoResponse, routing::get};
+use axum::{Json, Router, extract, http::StatusCode, response::IntoResponse, routing::get};
 use tokio::{
     net::{TcpListener, UnixListener},
     sync::{mpsc, oneshot},
@@ -19,7 +19,7 @@ use tokio::{
 use crate::{
     config::Config,
     metrics::{Counters, encode_metrics},
-    status::Status,
+    status::{State, Status},
 };
 
 /// What the reconciler answers when it is asked.
@@ -31,8 +31,28 @@ pub struct Report {
     pub counters: Counters,
 }
 
-/// The reconciler's ear: whoever sends here gets a report, once it is between two reconciles.
-pub type Ask = mpsc::Sender<oneshot::Sender<Report>>;
+/// What a probe wants to know: nothing is read for it.
+#[derive(Debug, Clone)]
+pub struct Health {
+    /// Whether this node's own device, guards and valid peers are programmed, and pods are attached.
+    pub ready: bool,
+    /// How far the agent is.
+    pub state: State,
+    /// What is wrong, a sentence each.
+    pub problems: Vec<String>,
+}
+
+/// What the reconciler is asked, once it is between two reconciles.
+#[derive(Debug)]
+pub enum Question {
+    /// The status of this moment, for which the peers are read.
+    Report(oneshot::Sender<Report>),
+    /// Whether all is well, as far as it is known.
+    Health(oneshot::Sender<Health>),
+}
+
+/// The reconciler's ear.
+pub type Ask = mpsc::Sender<Question>;
 
 /// A reconciler that doesn't answer for this long is stuck: a plan of 5,000 peers takes a few seconds.
 const PATIENCE: Duration = Duration::from_secs(30);
@@ -45,7 +65,7 @@ struct Shared {
     peer_metrics: Option<bool>,
 }
 
-type App = State<Arc<Shared>>;
+type App = extract::State<Arc<Shared>>;
 
 /// Serves until the process ends. Returns once all three are bound.
 ///
@@ -109,37 +129,40 @@ async fn bind_socket(path: &Path) -> anyhow::Result<UnixListener> {
     Ok(listener)
 }
 
-async fn report(shared: &Shared) -> Result<Report, (StatusCode, &'static str)> {
+async fn ask<T>(
+    shared: &Shared,
+    question: impl FnOnce(oneshot::Sender<T>) -> Question,
+) -> Result<T, (StatusCode, &'static str)> {
     let asked = async {
-        let (answer, report) = oneshot::channel();
-        shared.ask.send(answer).await.ok()?;
-        report.await.ok()
+        let (answer, answered) = oneshot::channel();
+        shared.ask.send(question(answer)).await.ok()?;
+        answered.await.ok()
     };
     let stuck = (StatusCode::SERVICE_UNAVAILABLE, "the reconciler does not answer\n");
     tokio::time::timeout(PATIENCE, asked).await.ok().flatten().ok_or(stuck)
 }
 
-async fn metrics_text(State(shared): App) -> Result<impl IntoResponse, (StatusCode, &'static str)> {
-    let report = report(&shared).await?;
+async fn metrics_text(extract::State(shared): App) -> Result<impl IntoResponse, (StatusCode, &'static str)> {
+    let report = ask(&shared, Question::Report).await?;
     let text = encode_metrics(&report.status, &report.counters, shared.peer_metrics);
     Ok(([("content-type", "application/openmetrics-text; version=1.0.0; charset=utf-8")], text))
 }
 
-async fn healthz(State(shared): App) -> Result<&'static str, (StatusCode, &'static str)> {
-    report(&shared).await.map(|_| "ok\n")
+async fn healthz(extract::State(shared): App) -> Result<&'static str, (StatusCode, &'static str)> {
+    ask(&shared, Question::Health).await.map(|_| "ok\n")
 }
 
-async fn readyz(State(shared): App) -> (StatusCode, String) {
-    match report(&shared).await {
-        Ok(Report { status, .. }) if status.ready => (StatusCode::OK, "ok\n".into()),
-        Ok(Report { status, .. }) => {
-            let text = format!("{:?}\n{}\n", status.state, status.problems.join("\n"));
+async fn readyz(extract::State(shared): App) -> (StatusCode, String) {
+    match ask(&shared, Question::Health).await {
+        Ok(Health { ready: true, .. }) => (StatusCode::OK, "ok\n".into()),
+        Ok(Health { state, problems, .. }) => {
+            let text = format!("{state:?}\n{}\n", problems.join("\n"));
             (StatusCode::SERVICE_UNAVAILABLE, text)
         }
         Err((code, text)) => (code, text.to_owned()),
     }
 }
 
-async fn status(State(shared): App) -> Result<Json<Status>, (StatusCode, &'static str)> {
-    report(&shared).await.map(|r| Json(r.status))
+async fn status(extract::State(shared): App) -> Result<Json<Status>, (StatusCode, &'static str)> {
+    ask(&shared, Question::Report).await.map(|r| Json(r.status))
 }

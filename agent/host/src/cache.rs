@@ -1,9 +1,6 @@
 //! The state that was read last, kept true through our own changes, so that a change needs no new reading.
 
-use std::{
-    collections::{BTreeMap, BTreeSet, HashMap},
-    net::SocketAddr,
-};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 
 use ipnet::IpNet;
 use wg_overlay_mesh::{
@@ -20,8 +17,8 @@ pub(crate) struct Cache {
     pub(crate) bridge_index: Option<u32>,
     /// Whose each allowed IP is: the kernel takes it from there when another peer gets it.
     owners: HashMap<IpNet, PublicKey>,
-    /// The endpoint written last to each peer.
-    written: HashMap<PublicKey, SocketAddr>,
+    /// The peers that changed in anything but traffic and handshakes since somebody asked.
+    pub(crate) changed: BTreeSet<PublicKey>,
 }
 
 impl Cache {
@@ -35,23 +32,29 @@ impl Cache {
 
     /// Takes the peers of a dump.
     pub(crate) fn set_peers(&mut self, mut peers: BTreeMap<PublicKey, ObservedPeer>) {
-        self.written.retain(|key, _| peers.contains_key(key));
         for (key, peer) in &mut peers {
-            peer.written_endpoint = self.written.get(key).copied();
+            peer.written_endpoint = self.state.peers.get(key).and_then(|before| before.written_endpoint);
         }
-        self.owners =
-            peers.iter().flat_map(|(key, p)| p.allowed_ips.iter().map(|net| (*net, *key))).collect();
-        self.state.peers = peers;
+        let before = std::mem::replace(&mut self.state.peers, peers);
+        let found = &self.state.peers;
+        let gone = before.keys().filter(|key| !found.contains_key(key));
+        let differ = found.iter().filter(|(key, peer)| before.get(key).is_none_or(|b| !same(b, peer)));
+        let changed: Vec<PublicKey> = gone.chain(differ.map(|(key, _)| key)).copied().collect();
+        if !changed.is_empty() {
+            let nets = found.iter().flat_map(|(key, peer)| peer.allowed_ips.iter().map(|net| (*net, *key)));
+            self.owners = nets.collect();
+        }
+        self.changed.extend(changed);
     }
 
     /// Forgets what went with the device.
     pub(crate) fn forget_device(&mut self) {
         self.state.device = None;
         self.device_index = None;
+        self.changed.extend(self.state.peers.keys());
         self.state.peers.clear();
         self.state.routes.retain(|_, route| !route.through_device);
         self.owners.clear();
-        self.written.clear();
     }
 
     /// What the kernel holds after a step that succeeded. A created link is read instead.
@@ -64,7 +67,9 @@ impl Cache {
             }
             Step::GuardEndpoints { add, remove } => {
                 if let Some(firewall) = &mut state.firewall {
-                    firewall.endpoints.retain(|endpoint| !remove.contains(endpoint));
+                    for endpoint in remove {
+                        firewall.endpoints.remove(endpoint);
+                    }
                     firewall.endpoints.extend(add);
                 }
             }
@@ -101,9 +106,10 @@ impl Cache {
                 state.routes.remove(net);
             }
             Step::RemovePeer(key) => {
-                self.written.remove(key);
-                if let Some(peer) = state.peers.remove(key) {
-                    self.owners.retain(|net, owner| owner != key || !peer.allowed_ips.contains(net));
+                self.changed.insert(*key);
+                let nets = state.peers.remove(key).map(|peer| peer.allowed_ips).unwrap_or_default();
+                for net in nets.iter().filter(|net| self.owners.get(net) == Some(key)).collect::<Vec<_>>() {
+                    self.owners.remove(net);
                 }
             }
             Step::RemoveAddress(link, net) => self.change(*link, |found| {
@@ -126,25 +132,26 @@ impl Cache {
 
     fn record_peer(&mut self, change: &PeerChange) {
         let key = change.public_key;
+        self.changed.insert(key);
         let nets = change.replace_allowed_ips.as_ref().unwrap_or(&change.add_allowed_ips);
         for net in nets {
             let before = self.owners.insert(*net, key).filter(|owner| *owner != key);
             if let Some(peer) = before.and_then(|owner| self.state.peers.get_mut(&owner)) {
                 peer.allowed_ips.remove(net);
             }
+            self.changed.extend(before);
         }
         let peer = self.state.peers.entry(key).or_default();
         match &change.replace_allowed_ips {
             Some(all) => {
-                for gone in peer.allowed_ips.difference(all) {
+                for gone in peer.allowed_ips.iter().filter(|net| !all.contains(net)) {
                     self.owners.remove(gone);
                 }
-                peer.allowed_ips.clone_from(all);
+                peer.allowed_ips = all.iter().copied().collect();
             }
-            None => peer.allowed_ips.extend(&change.add_allowed_ips),
+            None => peer.allowed_ips.extend(change.add_allowed_ips.iter().copied()),
         }
         if let Some(endpoint) = change.endpoint {
-            self.written.insert(key, endpoint);
             peer.endpoint = Some(endpoint);
             peer.written_endpoint = Some(endpoint);
         }
@@ -173,10 +180,68 @@ impl Cache {
     }
 }
 
+/// Whether two readings of a peer differ in nothing but traffic and handshakes.
+fn same(a: &ObservedPeer, b: &ObservedPeer) -> bool {
+    a.endpoint == b.endpoint
+        && a.written_endpoint == b.written_endpoint
+        && a.allowed_ips == b.allowed_ips
+        && a.keepalive == b.keepalive
+        && a.preshared_key == b.preshared_key
+}
+
 /// What our two links have in common.
 struct FoundLink<'a> {
     marked: &'a mut bool,
     up: &'a mut bool,
     mtu: &'a mut u32,
     addresses: &'a mut BTreeSet<IpNet>,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn key(n: u8) -> PublicKey {
+        PublicKey::from_bytes([n; 32]).unwrap()
+    }
+
+    fn takes(n: u8, net: &str) -> Step {
+        Step::SetPeer(PeerChange {
+            public_key: key(n),
+            node: String::new(),
+            add: true,
+            endpoint: None,
+            add_allowed_ips: BTreeSet::from([net.parse().unwrap()]),
+            replace_allowed_ips: None,
+            keepalive: None,
+            clear_preshared_key: false,
+        })
+    }
+
+    fn changed(cache: &mut Cache) -> Vec<PublicKey> {
+        std::mem::take(&mut cache.changed).into_iter().collect()
+    }
+
+    #[test]
+    fn a_peer_that_changes_by_whomever_is_told_and_its_traffic_is_not() {
+        let mut cache = Cache::default();
+        cache.record(&takes(1, "10.244.1.0/24"));
+        cache.record(&takes(2, "10.244.2.0/24"));
+        assert_eq!(changed(&mut cache), [key(1), key(2)]);
+        cache.record(&takes(3, "10.244.1.0/24"));
+        assert_eq!(changed(&mut cache), [key(1), key(3)], "the one that lost its prefix too");
+        cache.record(&Step::RemovePeer(key(3)));
+        assert_eq!(changed(&mut cache), [key(3)]);
+
+        let mut read = cache.state.peers.clone();
+        read.values_mut().for_each(|peer| peer.received += 7);
+        cache.set_peers(read.clone());
+        assert_eq!(changed(&mut cache), []);
+        read.entry(key(2)).and_modify(|peer| peer.endpoint = Some("192.0.2.9:7".parse().unwrap()));
+        read.remove(&key(1));
+        cache.set_peers(read);
+        assert_eq!(changed(&mut cache), [key(1), key(2)]);
+        cache.forget_device();
+        assert_eq!(changed(&mut cache), [key(2)]);
+    }
 }

@@ -8,7 +8,7 @@ mod links;
 
 use std::{collections::BTreeSet, io, time::Duration};
 
-use netlink_packet_core::{NetlinkBuffer, NetlinkMessage, NetlinkPayload};
+use netlink_packet_core::NlasIterator;
 use netlink_sys::{
     AsyncSocket, AsyncSocketExt, SocketAddr, TokioSocket,
     protocols::{NETLINK_NETFILTER, NETLINK_ROUTE},
@@ -17,6 +17,7 @@ use rustix::io::Errno;
 use wg_overlay_mesh::TABLE;
 
 use self::links::KnownLinks;
+use crate::netlink::{parsed, split};
 
 /// What has changed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -29,20 +30,36 @@ pub enum Change {
     HostChains,
 }
 
+/// The ports of the sockets that our own changes go by.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct OwnPorts {
+    pub(crate) route: u32,
+    pub(crate) nftables: u32,
+}
+
 /// A subscription to changes.
 pub struct Events {
-    own_port: u32,
+    own: OwnPorts,
     route: TokioSocket,
     nftables: TokioSocket,
     links: KnownLinks,
     pending: BTreeSet<Change>,
+    /// What was read last, of routes and of nftables: two buffers, made once.
+    heard: [Vec<u8>; 2],
 }
 
 impl Events {
-    pub(crate) fn open(own_port: u32) -> io::Result<Self> {
+    pub(crate) fn open(own: OwnPorts) -> io::Result<Self> {
         let (route, nftables) =
             (subscribe(NETLINK_ROUTE, ROUTE_GROUPS)?, subscribe(NETLINK_NETFILTER, NFTABLES)?);
-        Ok(Self { own_port, route, nftables, links: KnownLinks::read()?, pending: BTreeSet::new() })
+        Ok(Self {
+            own,
+            route,
+            nftables,
+            links: KnownLinks::read()?,
+            pending: BTreeSet::new(),
+            heard: [buffer(), buffer()],
+        })
     }
 
     /// Waits for the next change. Several of one kind that are there at once are one. May be dropped at any time
@@ -52,26 +69,32 @@ impl Events {
             if let Some(change) = self.pending.pop_first() {
                 return change;
             }
-            let (mut route, mut nftables) = (buffer(), buffer());
+            let Self { route, nftables, heard: [of_route, of_nftables], .. } = self;
+            of_route.clear();
+            of_nftables.clear();
             let answer = tokio::select! {
-                answer = self.route.recv(&mut route) => answer.map(|()| self.read_route(&route)),
-                answer = self.nftables.recv(&mut nftables) => answer.map(|()| self.read_nftables(&nftables)),
+                answer = route.recv(of_route) => answer,
+                answer = nftables.recv(of_nftables) => answer,
             };
-            if let Err(error) = answer.and_then(|()| self.drain()) {
+            if let Err(error) = answer.and_then(|()| self.read()) {
                 self.recover(&error).await;
             }
         }
     }
 
-    /// Reads what is there already, so that a burst is one change.
-    fn drain(&mut self) -> io::Result<()> {
-        while let Some(datagram) = waiting(&self.route)? {
-            self.read_route(&datagram);
-        }
-        while let Some(datagram) = waiting(&self.nftables)? {
-            self.read_nftables(&datagram);
-        }
-        Ok(())
+    /// Reads what was heard and what is there already, so that a burst is one change.
+    fn read(&mut self) -> io::Result<()> {
+        let [mut route, mut nftables] = std::mem::take(&mut self.heard);
+        let read = loop {
+            self.read_route(&route);
+            self.read_nftables(&nftables);
+            let more = refill(&self.route, &mut route).and(refill(&self.nftables, &mut nftables));
+            if more.is_err() || (route.is_empty() && nftables.is_empty()) {
+                break more;
+            }
+        };
+        self.heard = [route, nftables];
+        read
     }
 
     /// ENOBUFS says that events were lost; the socket is as good as before.
@@ -92,16 +115,17 @@ impl Events {
     }
 
     fn reopen(&mut self) -> io::Result<()> {
-        *self = Self::open(self.own_port)?;
+        *self = Self::open(self.own)?;
         Ok(())
     }
 
     fn read_route(&mut self, datagram: &[u8]) {
         for message in split(datagram) {
-            let own = message.port_number() == self.own_port;
-            let matters = match NetlinkMessage::deserialize(message.into_inner()).map(|m| m.payload) {
-                Ok(NetlinkPayload::InnerMessage(message)) => self.links.follow(&message),
-                _ => false,
+            let own = message.port_number() == self.own.route;
+            let matters = match message.message_type() {
+                // thousands at once, of which nothing is remembered
+                RTM_NEWROUTE | RTM_DELROUTE => !own && self.links.route_matters(message.payload()),
+                _ => parsed(message).is_some_and(|message| self.links.follow(&message)),
             };
             if matters && !own {
                 self.pending.insert(Change::Network);
@@ -110,7 +134,11 @@ impl Events {
     }
 
     fn read_nftables(&mut self, datagram: &[u8]) {
-        for message in split(datagram).filter(|message| message.message_type() & 0xff != NEW_GENERATION) {
+        for message in split(datagram) {
+            let own = message.port_number() == self.own.nftables;
+            if own || message.message_type() & 0xff == NEW_GENERATION {
+                continue;
+            }
             self.pending.extend(match table(message.payload()) {
                 Some(TABLE) => Some(Change::Firewall),
                 // kube-proxy rewrites its own table all the time, and no packet of ours is dropped in it.
@@ -120,6 +148,10 @@ impl Events {
         }
     }
 }
+
+/// include/uapi/linux/rtnetlink.h
+const RTM_NEWROUTE: u16 = 24;
+const RTM_DELROUTE: u16 = 25;
 
 /// Links, addresses and routes: `RTMGRP_LINK`, `RTMGRP_IPV4_IFADDR`, `_IPV4_ROUTE`, `_IPV6_IFADDR`, `_IPV6_ROUTE`
 /// (include/uapi/linux/rtnetlink.h).
@@ -142,46 +174,31 @@ fn buffer() -> Vec<u8> {
     Vec::with_capacity(BUFFER)
 }
 
-fn waiting(socket: &TokioSocket) -> io::Result<Option<Vec<u8>>> {
-    let mut datagram = buffer();
-    match socket.socket_ref().recv(&mut datagram, 0) {
-        Ok(_) => Ok(Some(datagram)),
-        Err(error) if error.kind() == io::ErrorKind::WouldBlock => Ok(None),
-        Err(error) => Err(error),
+/// The next datagram if there is one, else nothing.
+fn refill(socket: &TokioSocket, datagram: &mut Vec<u8>) -> io::Result<()> {
+    datagram.clear();
+    match socket.socket_ref().recv(datagram, 0) {
+        Err(error) if error.kind() != io::ErrorKind::WouldBlock => Err(error),
+        _ => Ok(()),
     }
-}
-
-fn split(datagram: &[u8]) -> impl Iterator<Item = NetlinkBuffer<&[u8]>> {
-    let mut rest = datagram;
-    std::iter::from_fn(move || {
-        let length = NetlinkBuffer::new_checked(rest).ok()?.length() as usize;
-        let message = NetlinkBuffer::new_checked(rest.get(..length)?).ok()?;
-        rest = rest.get(length.next_multiple_of(4)..).unwrap_or_default();
-        Some(message)
-    })
 }
 
 /// `NFT_MSG_NEWGEN`, which closes each transaction and names no table (include/uapi/linux/netfilter/nf_tables.h). The
 /// upper byte of a type is the subsystem.
 const NEW_GENERATION: u16 = 15;
 
-/// The table that an nftables event is about: in every other message attribute 1, after 4 bytes of header.
+/// The table that an nftables event is about: in every other message attribute 1.
 fn table(payload: &[u8]) -> Option<&str> {
-    let mut rest = payload.get(4..)?;
-    loop {
-        let (length, kind) = (read_u16(rest, 0)?, read_u16(rest, 2)?);
-        if kind & ATTRIBUTE_TYPE == 1 {
-            return std::str::from_utf8(rest.get(4..length)?).ok().map(|name| name.trim_end_matches('\0'));
-        }
-        rest = rest.get(length.max(4).next_multiple_of(4)..)?;
-    }
+    let name = std::str::from_utf8(attribute(payload, 1)?).ok()?;
+    Some(name.trim_end_matches('\0'))
 }
 
-/// `NLA_TYPE_MASK`: the flags for nesting and byte order taken off.
-const ATTRIBUTE_TYPE: usize = 0x3fff;
-
-fn read_u16(bytes: &[u8], at: usize) -> Option<usize> {
-    Some(usize::from(u16::from_ne_bytes([*bytes.get(at)?, *bytes.get(at + 1)?])))
+/// An attribute of an nfnetlink message, after its header of 4 bytes.
+pub(crate) fn attribute(payload: &[u8], wanted: u16) -> Option<&[u8]> {
+    let mut attributes = NlasIterator::new(payload.get(4..)?).map_while(Result::ok);
+    let found = attributes.find(|attribute| attribute.kind() == wanted)?;
+    let length = usize::from(found.length());
+    found.into_inner().get(4..length)
 }
 
 impl std::fmt::Debug for Events {

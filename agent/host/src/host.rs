@@ -12,12 +12,12 @@ use std::{
 
 use ipnet::IpNet;
 use tokio::task::spawn_blocking;
-use wg_overlay_mesh::ObservedState;
+use wg_overlay_mesh::{ObservedState, PublicKey};
 
 use self::observe::blocking;
 use crate::{
-    DeviceMode, DeviceProgram, Events, HostError, Nft, PrivateKey, Scope, cache::Cache, netlink::Netlink,
-    sysctl, wireguard,
+    DeviceMode, DeviceProgram, Events, HostError, Nft, PrivateKey, Scope, cache::Cache, events::OwnPorts,
+    netlink::Netlink, sysctl, wireguard,
 };
 
 /// How a host is driven.
@@ -74,7 +74,8 @@ impl Host {
     /// # Errors
     /// [`HostError::Open`] where a socket does not open.
     pub fn events(&self) -> Result<Events, HostError> {
-        Events::open(lock(&self.netlink).port()).map_err(HostError::Open)
+        let own = OwnPorts { route: lock(&self.netlink).port(), nftables: self.nft.port() };
+        Events::open(own).map_err(HostError::Open)
     }
 
     /// Reads what the scope names, and what a failed step left uncertain, and gives everything as far as it is known.
@@ -102,6 +103,11 @@ impl Host {
     /// What was observed last, with our own changes since.
     pub fn observed(&self) -> &ObservedState {
         &self.cache.state
+    }
+
+    /// The peers that changed since this was asked last, by us or others, in anything but traffic and handshakes.
+    pub fn take_changed_peers(&mut self) -> BTreeSet<PublicKey> {
+        std::mem::take(&mut self.cache.changed)
     }
 
     /// Whether something must be read before the next plan: after a step that failed, or had a side effect.

@@ -15,7 +15,7 @@ use netlink_packet_route::{
 };
 use wg_overlay_mesh::{ALIAS, BRIDGE, BRIDGE_LINK_LOCAL, DEVICE, Link, UnderlayLink};
 
-use crate::netlink::{Request, dump};
+use crate::netlink::{Request, dump, parsed};
 
 /// The host side of a pod's link begins with this (`cni-plugin`).
 pub(crate) const POD_LINK_PREFIX: &str = "wgp";
@@ -41,14 +41,12 @@ pub(crate) struct FoundLink {
 pub(crate) fn read() -> io::Result<BTreeMap<u32, FoundLink>> {
     let mut request = LinkMessage::default();
     request.attributes.push(LinkAttribute::ExtMask(vec![LinkExtentMask::SkipStats]));
-    let mut links: BTreeMap<u32, FoundLink> = dump(RouteNetlinkMessage::GetLink(request))?
-        .into_iter()
-        .filter_map(|message| match message {
-            RouteNetlinkMessage::NewLink(link) => found(&link).map(|found| (found.index, found)),
-            _ => None,
-        })
-        .collect();
-    for message in dump(RouteNetlinkMessage::GetAddress(AddressMessage::default()))? {
+    let links = dump(RouteNetlinkMessage::GetLink(request), |message| match parsed(message)? {
+        RouteNetlinkMessage::NewLink(link) => found(&link).map(|found| (found.index, found)),
+        _ => None,
+    })?;
+    let mut links: BTreeMap<u32, FoundLink> = links.into_iter().collect();
+    for message in dump(RouteNetlinkMessage::GetAddress(AddressMessage::default()), parsed)? {
         if let RouteNetlinkMessage::NewAddress(message) = message
             && let Some(link) = links.get_mut(&message.header.index)
         {

@@ -16,6 +16,8 @@ use netlink_sys::{Socket, protocols::NETLINK_ROUTE};
 const BATCH: usize = 200;
 /// The kernel fills a dump's datagrams up to 32 KiB, and beyond only for a single link with many virtual functions.
 const BUFFER: usize = 256 * 1024;
+/// An answer to a change is a datagram of its own: a header, a code, and words at times.
+pub(crate) const ANSWER: usize = 4096;
 /// How often a dump that others' changes interrupt is begun again.
 const DUMP_ATTEMPTS: u32 = 20;
 
@@ -85,15 +87,19 @@ impl Netlink {
         }
         self.socket.send(&datagram, 0)?;
         let mut failed = Vec::new();
+        let mut buffer = Vec::with_capacity(ANSWER);
         loop {
-            for part in parts(&self.receive()?)? {
-                let at = part.header.sequence_number.wrapping_sub(first) as usize;
-                let NetlinkPayload::Error(answer) = part.payload else { continue };
+            self.receive(&mut buffer)?;
+            for part in split(&buffer).filter(|part| part.message_type() == NLMSG_ERROR) {
+                let at = part.sequence_number().wrapping_sub(first) as usize;
+                let Some(code) = part.payload().first_chunk().map(|code| i32::from_ne_bytes(*code)) else {
+                    continue;
+                };
                 if at >= batch.len() {
                     continue; // an answer to an earlier batch, whose reading was broken off
                 }
-                if answer.code.is_some() {
-                    failed.push((at, answer.to_io()));
+                if code < 0 {
+                    failed.push((at, io::Error::from_raw_os_error(code.saturating_neg())));
                 }
                 if at + 1 == batch.len() {
                     return Ok(failed);
@@ -115,79 +121,95 @@ impl Netlink {
         }
     }
 
-    /// Everything that the kernel answers to a dump request, read again where it changed meanwhile.
-    fn dump(&mut self, request: &Request) -> io::Result<Vec<RouteNetlinkMessage>> {
+    /// What `pick` makes of the kernel's answers to a dump request, read again where they changed meanwhile.
+    fn dump<T>(&mut self, request: &Request, pick: &Pick<'_, T>) -> io::Result<Vec<T>> {
         for _ in 0..DUMP_ATTEMPTS {
-            if let Some(answer) = self.dump_once(request)? {
+            if let Some(answer) = self.dump_once(request, pick)? {
                 return Ok(answer);
             }
         }
         Err(io::Error::new(io::ErrorKind::ResourceBusy, "it changed during each of 20 readings"))
     }
 
-    fn dump_once(&mut self, request: &Request) -> io::Result<Option<Vec<RouteNetlinkMessage>>> {
+    fn dump_once<T>(&mut self, request: &Request, pick: &Pick<'_, T>) -> io::Result<Option<Vec<T>>> {
         let mut datagram = Vec::new();
         self.append(&mut datagram, request, NLM_F_DUMP);
         self.socket.send(&datagram, 0)?;
         let mut answer = Vec::new();
         let mut interrupted = false;
+        let mut buffer = Vec::with_capacity(BUFFER);
         loop {
-            for part in parts(&self.receive()?)? {
-                if part.header.sequence_number != self.sequence {
+            self.receive(&mut buffer)?;
+            for part in split(&buffer) {
+                if part.sequence_number() != self.sequence {
                     continue;
                 }
-                interrupted |= part.header.flags & NLM_F_DUMP_INTR != 0;
-                match part.payload {
-                    NetlinkPayload::InnerMessage(message) => answer.push(message),
-                    NetlinkPayload::Error(error) if error.code.is_some() => return Err(error.to_io()),
-                    NetlinkPayload::Done(done) if done.code < 0 => {
-                        return Err(io::Error::from_raw_os_error(done.code.saturating_neg()));
+                interrupted |= part.flags() & NLM_F_DUMP_INTR != 0;
+                match (part.message_type(), part.payload().first_chunk()) {
+                    (NLMSG_ERROR | NLMSG_DONE, Some(code)) if i32::from_ne_bytes(*code) < 0 => {
+                        let code = i32::from_ne_bytes(*code).saturating_neg();
+                        return Err(io::Error::from_raw_os_error(code));
                     }
-                    NetlinkPayload::Done(_) => return Ok((!interrupted).then_some(answer)),
-                    _ => {}
+                    (NLMSG_DONE, _) => return Ok((!interrupted).then_some(answer)),
+                    _ => answer.extend(pick(part)),
                 }
             }
         }
     }
 
-    fn receive(&self) -> io::Result<Vec<u8>> {
-        let mut buffer = Vec::with_capacity(BUFFER);
-        let length = self.socket.recv(&mut buffer, MSG_TRUNC).map_err(|error| match error.kind() {
+    fn receive(&self, buffer: &mut Vec<u8>) -> io::Result<()> {
+        buffer.clear();
+        let length = self.socket.recv(buffer, MSG_TRUNC).map_err(|error| match error.kind() {
             io::ErrorKind::WouldBlock => io::Error::new(io::ErrorKind::TimedOut, "the kernel gave no answer"),
             _ => error,
         })?;
         if length > buffer.len() {
             return Err(io::Error::new(io::ErrorKind::InvalidData, format!("an answer of {length} bytes")));
         }
-        Ok(buffer)
+        Ok(())
     }
 }
 
-/// Reads the kernel over a socket of its own.
-pub(crate) fn dump(message: RouteNetlinkMessage) -> io::Result<Vec<RouteNetlinkMessage>> {
-    Netlink::open()?.dump(&Request::new(message, 0))
+/// What is kept of a dump's message, if anything: five thousand nodes are megabytes of messages.
+type Pick<'a, T> = dyn Fn(Message<'_>) -> Option<T> + 'a;
+type Message<'a> = NetlinkBuffer<&'a [u8]>;
+
+const NLMSG_ERROR: u16 = 2;
+const NLMSG_DONE: u16 = 3;
+
+/// Reads the kernel over a socket of its own, and gives what `pick` makes of each message.
+pub(crate) fn dump<T>(
+    message: RouteNetlinkMessage,
+    pick: impl Fn(Message<'_>) -> Option<T>,
+) -> io::Result<Vec<T>> {
+    Netlink::open()?.dump(&Request::new(message, 0), &pick)
 }
 
 /// recv(2): the length of the whole datagram, even if it was cut.
 const MSG_TRUNC: i32 = 0x20;
 
-/// The messages of a datagram. One that the parser does not know (another program's odd link) is left out: it must not
-/// hide the others.
-fn parts(datagram: &[u8]) -> io::Result<Vec<NetlinkMessage<RouteNetlinkMessage>>> {
-    let mut found = Vec::new();
-    let mut rest = datagram;
-    while !rest.is_empty() {
-        let invalid =
-            |error: netlink_packet_core::DecodeError| io::Error::new(io::ErrorKind::InvalidData, error);
-        let length = NetlinkBuffer::new_checked(rest).map_err(invalid)?.length() as usize;
-        let (message, _) = rest.split_at_checked(length).unwrap_or((rest, &[]));
-        match NetlinkMessage::deserialize(message) {
-            Ok(message) => found.push(message),
-            Err(error) => tracing::debug!(%error, "a netlink message that cannot be read is left out"),
+/// What a message says. One that the parser does not know (another program's odd link) is left out: it must not hide the
+/// others.
+pub(crate) fn parsed(message: Message<'_>) -> Option<RouteNetlinkMessage> {
+    match NetlinkMessage::deserialize(message.into_inner()).map(|message| message.payload) {
+        Ok(NetlinkPayload::InnerMessage(message)) => Some(message),
+        Ok(_) => None,
+        Err(error) => {
+            tracing::debug!(%error, "a netlink message that cannot be read is left out");
+            None
         }
-        rest = rest.get(length.next_multiple_of(4)..).unwrap_or_default();
     }
-    Ok(found)
+}
+
+/// The messages of a datagram.
+pub(crate) fn split(datagram: &[u8]) -> impl Iterator<Item = Message<'_>> {
+    let mut rest = datagram;
+    std::iter::from_fn(move || {
+        let length = NetlinkBuffer::new_checked(rest).ok()?.length() as usize;
+        let message = NetlinkBuffer::new_checked(rest.get(..length)?).ok()?;
+        rest = rest.get(length.next_multiple_of(4)..).unwrap_or_default();
+        Some(message)
+    })
 }
 
 fn copy(error: &io::Error) -> io::Error {

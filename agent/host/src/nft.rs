@@ -4,18 +4,24 @@
 //! program, whose answers are JSON (libnftables-json(5)). It stands apart from the netlink modules because rules are
 //! text: a person reads the same words in `nft list table inet wg-overlay`.
 
+mod elements;
 mod host_chain;
 mod legacy;
 mod program;
 mod table;
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
+    io,
+    net::SocketAddr,
     path::{Path, PathBuf},
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
 
 use thiserror::Error;
 use wg_overlay_mesh::{HostChain, HostChainState, ObservedFirewall, Step};
+
+use self::elements::Tables;
 
 pub use program::ProgramError;
 
@@ -26,6 +32,15 @@ const RECORD: &str = "nftables.json";
 #[derive(Debug, Clone)]
 pub struct Nft {
     record: PathBuf,
+    port: u32,
+    kernel: Arc<Mutex<Kernel>>,
+}
+
+/// The kernel's tables, and their generation when they were read last, our own changes of elements counted in.
+#[derive(Debug)]
+struct Kernel {
+    tables: Tables,
+    read_at: Option<u32>,
 }
 
 /// What was found.
@@ -65,7 +80,16 @@ pub enum NftError {
         path: PathBuf,
         /// The reason.
         #[source]
-        source: std::io::Error,
+        source: io::Error,
+    },
+    /// The kernel can't be asked, or refused to change an endpoint set.
+    #[error("can't {what}: it takes a kernel with nf_tables, and CAP_NET_ADMIN")]
+    Kernel {
+        /// What was tried.
+        what: &'static str,
+        /// The reason.
+        #[source]
+        source: io::Error,
     },
     /// The step changes something else than rules.
     #[error("the step `{0}` changes no packet rules")]
@@ -76,10 +100,39 @@ impl Nft {
     /// Finds the `nft` program.
     ///
     /// # Errors
-    /// It isn't in the PATH, or doesn't run.
+    /// It isn't in the PATH, or doesn't run; or the kernel has no nftables.
     pub fn open(state_dir: &Path) -> Result<Self, NftError> {
         program::run("nft", &["--version"], None)?;
-        Ok(Self { record: state_dir.join(RECORD) })
+        let tables =
+            Tables::open().map_err(|source| NftError::Kernel { what: "open an nftables socket", source })?;
+        let (record, port) = (state_dir.join(RECORD), tables.port());
+        Ok(Self { record, port, kernel: Arc::new(Mutex::new(Kernel { tables, read_at: None })) })
+    }
+
+    /// The port that the kernel names in the events of our own changes of elements.
+    pub(crate) fn port(&self) -> u32 {
+        self.port
+    }
+
+    /// Reads as [`Nft::observe`] does; `None` where everything is as it was read last, but for our own changes of
+    /// elements. The kernel counts transactions of nftables; the legacy iptables are read each time.
+    ///
+    /// # Errors
+    /// As there.
+    pub fn observe_changed(&self, listen_port: u16) -> Result<Option<ObservedRules>, NftError> {
+        let before = self.kernel().tables.generation().ok();
+        if before.is_some() && before == self.kernel().read_at && !legacy::is_in_use() {
+            return Ok(None);
+        }
+        let found = self.observe(listen_port)?;
+        let mut kernel = self.kernel();
+        let after = kernel.tables.generation().ok();
+        kernel.read_at = after.filter(|_| before == after);
+        Ok(Some(found))
+    }
+
+    fn kernel(&self) -> MutexGuard<'_, Kernel> {
+        self.kernel.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Reads our table and the host's chains. Nothing is written.
@@ -100,8 +153,10 @@ impl Nft {
     /// observation asks for the table again. A step that isn't about rules is refused.
     pub fn apply(&self, step: &Step) -> Result<(), NftError> {
         match step {
-            Step::SetFirewall { ruleset, endpoints } => table::set(&self.record, ruleset, endpoints),
-            Step::GuardEndpoints { add, remove } => table::change_endpoints(add, remove),
+            Step::SetFirewall { ruleset, endpoints } => {
+                table::set(&self.record, ruleset, endpoints, || self.kernel().tables.generation().ok())
+            }
+            Step::GuardEndpoints { add, remove } => self.kernel().change(remove, add),
             Step::RemoveFirewall => table::remove(&self.record),
             Step::AllowInHostChain { chain, listen_port } => allow(chain, Some(*listen_port)),
             Step::LeaveHostChain(chain) => allow(chain, None),
@@ -115,6 +170,21 @@ impl Nft {
     /// `nft` failed or answered what its manual doesn't say.
     pub fn counters(&self) -> Result<BTreeMap<String, (u64, u64)>, NftError> {
         table::counters()
+    }
+}
+
+impl Kernel {
+    fn change(&mut self, remove: &BTreeSet<SocketAddr>, add: &BTreeSet<SocketAddr>) -> Result<(), NftError> {
+        let before = self.tables.generation().ok().filter(|now| Some(*now) == self.read_at);
+        self.read_at = None;
+        let transactions = self
+            .tables
+            .change(remove, add)
+            .map_err(|source| NftError::Kernel { what: "change the endpoint sets", source })?;
+        // more than ours: somebody else has changed something in between
+        let expected = before.map(|before| before.wrapping_add(transactions));
+        self.read_at = self.tables.generation().ok().filter(|now| Some(*now) == expected);
+        Ok(())
     }
 }
 

@@ -2,18 +2,14 @@
 //!
 //! Ours carry protocol 87. Two kinds of them may share a prefix: into the tunnel, and unreachable below it.
 
-use std::{
-    collections::{BTreeMap, BTreeSet},
-    io,
-    net::IpAddr,
-};
+use std::{collections::BTreeSet, io, net::IpAddr};
 
 use ipnet::IpNet;
-use netlink_packet_core::{NLM_F_CREATE, NLM_F_EXCL, NLM_F_REPLACE};
+use netlink_packet_core::{NLM_F_CREATE, NLM_F_EXCL, NLM_F_REPLACE, NlasIterator};
 use netlink_packet_route::{
     AddressFamily, RouteNetlinkMessage,
     route::{
-        RouteAddress, RouteAttribute, RouteHeader, RouteMessage, RouteMetric, RouteProtocol, RouteScope,
+        RouteAttribute, RouteFlags, RouteHeader, RouteMessage, RouteMetric, RouteProtocol, RouteScope,
         RouteType,
     },
 };
@@ -56,22 +52,22 @@ fn read_family(family: AddressFamily) -> io::Result<Vec<FoundRoute>> {
     let mut request = RouteMessage::default();
     request.header.address_family = family;
     request.header.table = RouteHeader::RT_TABLE_MAIN;
-    let answer = match dump(RouteNetlinkMessage::GetRoute(request)) {
-        // The kernel makes the IPv4 table with its first route.
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
-        answer => answer?,
-    };
-    let routes = answer.into_iter().filter_map(|message| match message {
+    let answer = dump(RouteNetlinkMessage::GetRoute(request), |message| {
         // A kernel without IPv6 answers its question with IPv4 routes.
-        RouteNetlinkMessage::NewRoute(route) if route.header.address_family == family => found(&route),
-        _ => None,
+        found(message.payload())
+            .filter(|route| route.destination.addr().is_ipv4() == (family == AddressFamily::Inet))
     });
-    Ok(routes.collect())
+    match answer {
+        // The kernel makes the IPv4 table with its first route.
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(Vec::new()),
+        answer => answer,
+    }
 }
 
-/// What a route message says; `None` for what is no route of the main table.
-pub(crate) fn found(message: &RouteMessage) -> Option<FoundRoute> {
-    let header = &message.header;
+/// What a route message says; `None` for what is no route of the main table, such as a cached answer to a lookup. It is
+/// read in place: the parser makes a list of each route, and there are tens of thousands.
+pub(crate) fn found(message: &[u8]) -> Option<FoundRoute> {
+    let header = RouteHeader::parse(message).ok()?;
     let any = match header.address_family {
         AddressFamily::Inet => IpAddr::from([0; 4]),
         AddressFamily::Inet6 => IpAddr::from([0; 16]),
@@ -88,30 +84,48 @@ pub(crate) fn found(message: &RouteMessage) -> Option<FoundRoute> {
         mtu: None,
         metric: 0,
     };
-    for attribute in &message.attributes {
-        match attribute {
-            RouteAttribute::Table(number) => table = *number,
-            RouteAttribute::Destination(to) => destination = ip(to)?,
-            RouteAttribute::Oif(index) => route.link = Some(*index),
-            RouteAttribute::MultiPath(hops) => route.link = hops.first().map(|hop| hop.interface_index),
-            RouteAttribute::PrefSource(from) => route.source = ip(from),
-            RouteAttribute::Priority(metric) => route.metric = *metric,
-            RouteAttribute::Metrics(metrics) => {
-                route.mtu = metrics
-                    .iter()
-                    .find_map(|m| if let RouteMetric::Mtu(mtu) = m { Some(*mtu) } else { None });
+    for attribute in NlasIterator::new(message.get(HEADER..)?) {
+        let attribute = attribute.ok()?;
+        let value = attribute.value();
+        match attribute.kind() {
+            RTA_TABLE => table = number(value)?,
+            RTA_DST => destination = ip(value)?,
+            RTA_OIF => route.link = number(value),
+            // a next hop begins with length, flags and hops, then its link (struct rtnexthop)
+            RTA_MULTIPATH => route.link = value.get(4..).and_then(number),
+            RTA_PREFSRC => route.source = ip(value),
+            RTA_PRIORITY => route.metric = number(value)?,
+            RTA_METRICS => {
+                let mut metrics = NlasIterator::new(value).map_while(Result::ok);
+                route.mtu = metrics.find(|m| m.kind() == RTAX_MTU).and_then(|m| number(m.value()));
             }
             _ => {}
         }
     }
     route.destination = IpNet::new(destination, header.destination_prefix_length).ok()?;
-    (table == u32::from(RouteHeader::RT_TABLE_MAIN)).then_some(route)
+    let cloned = header.flags.contains(RouteFlags::Cloned);
+    (table == u32::from(RouteHeader::RT_TABLE_MAIN) && !cloned).then_some(route)
 }
 
-fn ip(address: &RouteAddress) -> Option<IpAddr> {
-    match address {
-        RouteAddress::Inet(ip) => Some(IpAddr::V4(*ip)),
-        RouteAddress::Inet6(ip) => Some(IpAddr::V6(*ip)),
+/// The header's length and the attributes that are read (include/uapi/linux/rtnetlink.h).
+const HEADER: usize = 12;
+const RTA_DST: u16 = 1;
+const RTA_OIF: u16 = 4;
+const RTA_PRIORITY: u16 = 6;
+const RTA_PREFSRC: u16 = 7;
+const RTA_METRICS: u16 = 8;
+const RTA_MULTIPATH: u16 = 9;
+const RTA_TABLE: u16 = 15;
+const RTAX_MTU: u16 = 2;
+
+fn number(value: &[u8]) -> Option<u32> {
+    value.first_chunk().map(|bytes| u32::from_ne_bytes(*bytes))
+}
+
+fn ip(value: &[u8]) -> Option<IpAddr> {
+    match value.len() {
+        4 => value.first_chunk::<4>().map(|bytes| IpAddr::from(*bytes)),
+        16 => value.first_chunk::<16>().map(|bytes| IpAddr::from(*bytes)),
         _ => None,
     }
 }
@@ -176,7 +190,7 @@ fn ours(net: &IpNet, kind: RouteType) -> RouteMessage {
 #[derive(Debug, Default)]
 pub(crate) struct OwnRoutes {
     pub(crate) unreachable: BTreeSet<IpNet>,
-    pub(crate) tunnel: BTreeMap<IpNet, FoundRoute>,
+    pub(crate) tunnel: Vec<FoundRoute>,
 }
 
 impl FromIterator<FoundRoute> for OwnRoutes {
@@ -187,9 +201,7 @@ impl FromIterator<FoundRoute> for OwnRoutes {
                 RouteType::Unreachable => {
                     own.unreachable.insert(route.destination);
                 }
-                RouteType::Unicast => {
-                    own.tunnel.insert(route.destination, route);
-                }
+                RouteType::Unicast => own.tunnel.push(route),
                 _ => {}
             }
         }

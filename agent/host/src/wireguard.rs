@@ -4,6 +4,8 @@
 //! many allowed IPs twice (the kernel splits it over messages), refuses a peer that fills more than one message, starts
 //! `wireguard-go` where a socket is dead, and keeps keys in memory that it does not wipe. Every call here blocks.
 
+mod uapi;
+
 use std::{
     collections::BTreeMap,
     io,
@@ -44,7 +46,14 @@ pub(crate) fn socket_is_live() -> bool {
 
 /// Reads key, port and peers of the device.
 pub(crate) fn read(implementation: Implementation) -> io::Result<Settings> {
-    let mut device = device(implementation)?;
+    match implementation {
+        Implementation::Kernel => read_kernel(),
+        Implementation::UserSpace => uapi::read(),
+    }
+}
+
+fn read_kernel() -> io::Result<Settings> {
+    let mut device = device(Implementation::Kernel)?;
     wipe(&mut device.private_key);
     let public_key = device.public_key.as_ref().and_then(|key| PublicKey::from_bytes(key.0).ok());
     let now = SystemTime::now();

@@ -1,6 +1,10 @@
 //! What the cluster says of its nodes, as it says it: nothing in here is believed yet.
 
-use std::collections::BTreeMap;
+mod packed;
+
+use std::{borrow::Cow, collections::BTreeMap};
+
+pub use packed::PackedView;
 
 /// The Nodes of the cluster by name, this node's own among them.
 pub type ClusterView = BTreeMap<String, NodeRecord>;
@@ -18,4 +22,23 @@ pub struct NodeRecord {
     pub internal_ips: Vec<String>,
     /// `status.addresses` of type ExternalIP.
     pub external_ips: Vec<String>,
+}
+
+/// Where the Nodes of the cluster are kept: as they are, or packed.
+pub trait Cluster {
+    /// What a Node says; `None` where there is no such Node.
+    fn record(&self, name: &str) -> Option<Cow<'_, NodeRecord>>;
+
+    /// All of them, by name.
+    fn records(&self) -> impl Iterator<Item = (&str, Cow<'_, NodeRecord>)>;
+}
+
+impl Cluster for ClusterView {
+    fn record(&self, name: &str) -> Option<Cow<'_, NodeRecord>> {
+        self.get(name).map(Cow::Borrowed)
+    }
+
+    fn records(&self) -> impl Iterator<Item = (&str, Cow<'_, NodeRecord>)> {
+        self.iter().map(|(name, record)| (name.as_str(), Cow::Borrowed(record)))
+    }
 }

@@ -10,36 +10,47 @@ use std::net::Ipv6Addr;
 use ipnet::{IpNet, Ipv6Net};
 
 mod advertisement;
+mod basis;
+mod claim;
 mod cluster;
 mod conflict;
 mod decide;
 mod endpoint;
 mod firewall;
+mod index;
 mod key;
+mod mesh;
 mod mtu;
+mod nets;
 mod observed;
 mod plan;
 mod prefix;
 mod reach;
 mod refusal;
 mod render;
+mod settings;
 mod state;
+mod step;
 
 pub use advertisement::{Advertisement, AdvertisementError, annotation};
-pub use cluster::{ClusterView, NodeRecord};
-pub use decide::{Decision, KeepaliveSetting, Local, MtuSetting, Resolved, Settings, decide, underlay_link};
+pub use cluster::{Cluster, ClusterView, NodeRecord, PackedView};
+pub use decide::{Decision, decide, underlay_link};
 pub use endpoint::{EndpointError, EndpointSource, EndpointSpec};
 pub use firewall::ruleset;
 pub use key::{KeyError, PublicKey};
+pub use mesh::{Changes, Mesh, Part, Touched};
 pub use mtu::{IPV6_MINIMUM_MTU, WIREGUARD_OVERHEAD, overlay_mtu};
+pub use nets::IpNets;
 pub use observed::{
     HostChain, HostChainState, Implementation, ObservedBridge, ObservedDevice, ObservedFirewall,
     ObservedPeer, ObservedRoute, ObservedState, Underlay, UnderlayLink, UnderlayRoute,
 };
-pub use plan::{PeerChange, Plan, Step, cleanup, plan};
+pub use plan::{cleanup, plan, plan_touched};
 pub use prefix::{first_host, overlaps};
 pub use refusal::{LocalProblem, Reason, Refusal};
+pub use settings::{KeepaliveSetting, Local, MtuSetting, Resolved, Settings};
 pub use state::{DesiredBridge, DesiredDevice, DesiredPeer, DesiredRoute, DesiredState, Firewall, Link};
+pub use step::{PeerChange, Plan, Step};
 
 /// The name of the WireGuard device.
 pub const DEVICE: &str = "wgo0";

@@ -9,7 +9,7 @@ use std::{
 
 use ipnet::IpNet;
 
-use crate::PublicKey;
+use crate::{IpNets, PublicKey};
 
 /// Everything of ours that was found on this node, and the underlay beneath it.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
@@ -94,7 +94,7 @@ pub struct ObservedPeer {
     /// The endpoint that this agent wrote last, if it wrote one since its start.
     pub written_endpoint: Option<SocketAddr>,
     /// Its allowed IPs.
-    pub allowed_ips: BTreeSet<IpNet>,
+    pub allowed_ips: IpNets,
     /// Seconds between keepalives; 0 is none.
     pub keepalive: u16,
     /// Whether a preshared key is set; we set none.

@@ -1,118 +1,35 @@
 //! The difference between desired and observed, as an ordered list of steps.
 
-use std::{collections::BTreeSet, net::SocketAddr, time::Duration};
+use std::{
+    cmp::Ordering,
+    collections::{BTreeMap, BTreeSet},
+    net::SocketAddr,
+    time::Duration,
+};
 
 use ipnet::IpNet;
 
 use crate::{
-    DesiredPeer, DesiredRoute, DesiredState, HostChain, HostChainState, Link, ObservedPeer, ObservedState,
-    PublicKey, ruleset,
+    DesiredPeer, DesiredState, HostChainState, Link, ObservedPeer, ObservedState, PeerChange, Plan,
+    PublicKey, Step, Touched, ruleset,
 };
 
 /// A handshake older than this is stale: WireGuard makes a new one every 120 s while packets flow and gives the old
 /// session up after 180 s (REJECT_AFTER_TIME, WireGuard paper, section 6.1).
 pub(crate) const FRESH_HANDSHAKE: Duration = Duration::from_secs(180);
 
-/// The steps that make the kernel as desired, in the order in which they are safe.
-#[derive(Debug, Clone, PartialEq, Eq, Default)]
-pub struct Plan {
-    /// The steps, to be carried out one after another.
-    pub steps: Vec<Step>,
-}
-
-/// One change of the kernel. The variants stand in the order of their phases, which is a law: guards before links,
-/// links before peers, peers before the routes to them, and removals in the opposite order, guards last. So no
-/// prefix of a plan lets a pod's packet leave unencrypted.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Step {
-    /// Put the whole nftables table in place, in one transaction.
-    SetFirewall {
-        /// The table's text for `nft -f`, sets' elements left out.
-        ruleset: String,
-        /// The elements of its endpoint sets.
-        endpoints: BTreeSet<SocketAddr>,
-    },
-    /// Change the elements of the endpoint sets.
-    GuardEndpoints {
-        /// Elements to add.
-        add: BTreeSet<SocketAddr>,
-        /// Elements to remove.
-        remove: BTreeSet<SocketAddr>,
-    },
-    /// Add an unreachable route.
-    AddUnreachable(IpNet),
-    /// Put our accept rules at the head of a chain of the host's own firewall.
-    AllowInHostChain {
-        /// The chain.
-        chain: HostChain,
-        /// The WireGuard port to open, for an input chain.
-        listen_port: u16,
-    },
-    /// Create a link, with its mark.
-    CreateLink(Link),
-    /// Write our ifalias on a link of our name.
-    MarkLink(Link),
-    /// Let bridged packets pass netfilter, on our bridge only.
-    SetBridgeNetfilter,
-    /// Set a link's MTU in bytes.
-    SetMtu(Link, u32),
-    /// Give the device its private key; the value says which by its public half.
-    SetKey(PublicKey),
-    /// Set the port the device listens on.
-    SetListenPort(u16),
-    /// Add an address, without duplicate detection.
-    AddAddress(Link, IpNet),
-    /// Set a link up.
-    SetUp(Link),
-    /// Add or change a peer.
-    SetPeer(PeerChange),
-    /// Add or replace a route into the tunnel.
-    SetRoute(IpNet, DesiredRoute),
-    /// Remove a route into the tunnel.
-    RemoveRoute(IpNet),
-    /// Remove a peer.
-    RemovePeer(PublicKey),
-    /// Remove an address.
-    RemoveAddress(Link, IpNet),
-    /// Delete a link.
-    DeleteLink(Link),
-    /// Take our rules out of a chain of the host's own firewall.
-    LeaveHostChain(HostChain),
-    /// Remove an unreachable route.
-    RemoveUnreachable(IpNet),
-    /// Remove the nftables table.
-    RemoveFirewall,
-}
-
-/// What changes of one peer. `None` leaves a value alone.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct PeerChange {
-    /// The peer's key.
-    pub public_key: PublicKey,
-    /// The name of its Node.
-    pub node: String,
-    /// Whether the peer is new.
-    pub add: bool,
-    /// The endpoint to write.
-    pub endpoint: Option<SocketAddr>,
-    /// Allowed IPs to add; the kernel takes each from the peer that has it.
-    pub add_allowed_ips: BTreeSet<IpNet>,
-    /// The complete allowed IPs, where one must go that no other peer takes over.
-    pub replace_allowed_ips: Option<BTreeSet<IpNet>>,
-    /// Seconds between keepalives to write.
-    pub keepalive: Option<u16>,
-    /// Remove the preshared key that somebody set.
-    pub clear_preshared_key: bool,
-}
-
 /// The steps from observed to desired. Empty where nothing differs.
 pub fn plan(desired: &DesiredState, observed: &ObservedState) -> Plan {
+    plan_touched(desired, observed, &Touched::Everything)
+}
+
+/// The same, where peers, routes and the table are known to differ in what was touched at most.
+pub fn plan_touched(desired: &DesiredState, observed: &ObservedState, touched: &Touched) -> Plan {
     let mut steps = Vec::new();
-    guards(desired, observed, &mut steps);
+    guards(desired, observed, touched, &mut steps);
     links(desired, observed, &mut steps);
-    peers(desired, observed, &mut steps);
-    routes(desired, observed, &mut steps);
-    leftovers(desired, observed, &mut steps);
+    peers(desired, observed, touched, &mut steps);
+    routes(desired, observed, touched, &mut steps);
     steps.sort_by_key(Step::phase); // stable: within a phase the maps' order stays
     Plan { steps }
 }
@@ -131,43 +48,24 @@ pub fn cleanup(observed: &ObservedState) -> Plan {
     Plan { steps }
 }
 
-impl Step {
-    /// The step's place in a plan: guards 0, links 1 to 4, peers 5 and 6, routes 7, removals 8 to 12, guards again
-    /// 13 and 14. A peer's allowed IPs are replaced after every other peer took what moves to it: a prefix that moves
-    /// always has an owner.
-    pub fn phase(&self) -> u8 {
-        match self {
-            Self::SetFirewall { .. } | Self::GuardEndpoints { .. } | Self::AddUnreachable(_) => 0,
-            Self::AllowInHostChain { .. } | Self::CreateLink(_) | Self::MarkLink(_) => 1,
-            Self::SetBridgeNetfilter | Self::SetMtu(..) | Self::SetKey(_) | Self::SetListenPort(_) => 2,
-            Self::AddAddress(..) => 3,
-            Self::SetUp(_) => 4,
-            Self::SetPeer(PeerChange { replace_allowed_ips: None, .. }) => 5,
-            Self::SetPeer(_) => 6,
-            Self::SetRoute(..) => 7,
-            Self::RemoveRoute(_) => 8,
-            Self::RemovePeer(_) => 9,
-            Self::RemoveAddress(..) => 10,
-            Self::DeleteLink(_) => 11,
-            Self::LeaveHostChain(_) => 12,
-            Self::RemoveUnreachable(_) => 13,
-            Self::RemoveFirewall => 14,
-        }
-    }
-}
-
-fn guards(desired: &DesiredState, observed: &ObservedState, steps: &mut Vec<Step>) {
-    let text = ruleset(&desired.firewall);
+fn guards(desired: &DesiredState, observed: &ObservedState, touched: &Touched, steps: &mut Vec<Step>) {
     let wanted = &desired.firewall.endpoints;
-    match &observed.firewall {
-        Some(found) if found.ruleset == text => {
-            let add: BTreeSet<_> = wanted.difference(&found.endpoints).copied().collect();
-            let remove: BTreeSet<_> = found.endpoints.difference(wanted).copied().collect();
-            if !add.is_empty() || !remove.is_empty() {
-                steps.push(Step::GuardEndpoints { add, remove });
-            }
+    let (add, remove): (BTreeSet<_>, BTreeSet<_>) = match (&observed.firewall, touched) {
+        (Some(found), Touched::Only(part)) => {
+            let differ = part.endpoints.iter().filter(|e| wanted.contains(e) != found.endpoints.contains(e));
+            differ.partition(|e| wanted.contains(e))
         }
-        _ => steps.push(Step::SetFirewall { ruleset: text, endpoints: wanted.clone() }),
+        (Some(found), Touched::Everything) if found.ruleset == ruleset(&desired.firewall) => {
+            (wanted - &found.endpoints, &found.endpoints - wanted)
+        }
+        _ => {
+            let ruleset = ruleset(&desired.firewall);
+            steps.push(Step::SetFirewall { ruleset, endpoints: wanted.clone() });
+            Default::default()
+        }
+    };
+    if !add.is_empty() || !remove.is_empty() {
+        steps.push(Step::GuardEndpoints { add, remove });
     }
     steps.extend(desired.unreachable.difference(&observed.unreachable).map(|p| Step::AddUnreachable(*p)));
     steps.extend(observed.unreachable.difference(&desired.unreachable).map(|p| Step::RemoveUnreachable(*p)));
@@ -233,19 +131,41 @@ fn link(which: Link, (mtu, wanted): Wanted<'_>, found: Option<Found<'_>>, steps:
     }
 }
 
-fn peers(desired: &DesiredState, observed: &ObservedState, steps: &mut Vec<Step>) {
-    let owned: BTreeSet<&IpNet> = desired.peers.values().flat_map(|p| &p.allowed_ips).collect();
-    for (key, peer) in &desired.peers {
-        match observed.peers.get(key) {
-            None => steps.push(Step::SetPeer(new_peer(*key, peer))),
-            Some(found) => {
-                steps.extend(changed_peer(*key, peer, found).map(Step::SetPeer));
-                let orphaned = found.allowed_ips.difference(&peer.allowed_ips).any(|ip| !owned.contains(ip));
-                if orphaned {
-                    let replace_allowed_ips = Some(peer.allowed_ips.clone());
-                    steps.push(Step::SetPeer(PeerChange { replace_allowed_ips, ..untouched(*key, peer) }));
+fn peers(desired: &DesiredState, observed: &ObservedState, touched: &Touched, steps: &mut Vec<Step>) {
+    let part = touched.part().map(|part| &part.peers);
+    let mut changed = Vec::new();
+    let mut freed: BTreeSet<&IpNet> = BTreeSet::new();
+    for pair in pairs(&desired.peers, &observed.peers, part) {
+        match pair {
+            (key, Some(peer), None) => changed.push((peer, new_peer(*key, peer), false)),
+            (key, Some(peer), Some(found)) => {
+                // each allowed IP that is wanted has its route
+                let gone = || found.allowed_ips.iter().filter(|net| !peer.allowed_ips.contains(net));
+                let orphans = gone().any(|net| !desired.routes.contains_key(net));
+                let change = changed_peer(*key, peer, found);
+                if orphans {
+                    freed.extend(gone());
+                }
+                if orphans || change.is_some() {
+                    changed.push((peer, change.unwrap_or_else(|| untouched(*key, peer)), orphans));
                 }
             }
+            (key, None, _) => steps.push(Step::RemovePeer(*key)),
+        }
+    }
+    for (peer, change, orphans) in changed {
+        let replace_allowed_ips = orphans.then(|| peer.allowed_ips.to_set());
+        // what another peer is about to lose must be taken from it first
+        let takes_first = change.add_allowed_ips.iter().any(|net| freed.contains(net));
+        if orphans && takes_first {
+            let rest = untouched(change.public_key, peer);
+            steps.push(Step::SetPeer(change));
+            steps.push(Step::SetPeer(PeerChange { replace_allowed_ips, ..rest }));
+        } else if orphans {
+            let add_allowed_ips = BTreeSet::new();
+            steps.push(Step::SetPeer(PeerChange { replace_allowed_ips, add_allowed_ips, ..change }));
+        } else {
+            steps.push(Step::SetPeer(change));
         }
     }
 }
@@ -267,22 +187,26 @@ fn new_peer(public_key: PublicKey, peer: &DesiredPeer) -> PeerChange {
     PeerChange {
         add: true,
         endpoint: peer.endpoint.map(|(e, _)| e),
-        add_allowed_ips: peer.allowed_ips.clone(),
+        add_allowed_ips: peer.allowed_ips.to_set(),
         keepalive: (peer.keepalive != 0).then_some(peer.keepalive),
         ..untouched(public_key, peer)
     }
 }
 
 fn changed_peer(public_key: PublicKey, peer: &DesiredPeer, found: &ObservedPeer) -> Option<PeerChange> {
-    let nothing = untouched(public_key, peer);
-    let change = PeerChange {
-        endpoint: peer.endpoint.map(|(e, _)| e).filter(|e| endpoint_differs(*e, found)),
+    let endpoint = peer.endpoint.map(|(e, _)| e).filter(|e| endpoint_differs(*e, found));
+    let keepalive = (peer.keepalive != found.keepalive).then_some(peer.keepalive);
+    let same = endpoint.is_none() && keepalive.is_none() && !found.preshared_key;
+    if same && peer.allowed_ips.is_subset(&found.allowed_ips) {
+        return None;
+    }
+    Some(PeerChange {
+        endpoint,
         add_allowed_ips: peer.allowed_ips.difference(&found.allowed_ips).copied().collect(),
-        keepalive: (peer.keepalive != found.keepalive).then_some(peer.keepalive),
+        keepalive,
         clear_preshared_key: found.preshared_key,
-        ..nothing.clone()
-    };
-    (change != nothing).then_some(change)
+        ..untouched(public_key, peer)
+    })
 }
 
 /// WireGuard roams: what a fresh handshake taught the kernel stays until the advertised endpoint itself changes.
@@ -292,21 +216,40 @@ fn endpoint_differs(advertised: SocketAddr, found: &ObservedPeer) -> bool {
     found.endpoint != Some(advertised) && (readvertised || !fresh)
 }
 
-fn routes(desired: &DesiredState, observed: &ObservedState, steps: &mut Vec<Step>) {
-    for (prefix, route) in &desired.routes {
-        let same = observed
-            .routes
-            .get(prefix)
-            .is_some_and(|r| r.through_device && r.source == route.source && r.mtu == route.mtu);
-        if !same {
-            steps.push(Step::SetRoute(*prefix, *route));
+fn routes(desired: &DesiredState, observed: &ObservedState, touched: &Touched, steps: &mut Vec<Step>) {
+    let part = touched.part().map(|part| &part.prefixes);
+    for pair in pairs(&desired.routes, &observed.routes, part) {
+        match pair {
+            (_, Some(route), Some(found))
+                if found.through_device && found.source == route.source && found.mtu == route.mtu => {}
+            (prefix, Some(route), _) => steps.push(Step::SetRoute(*prefix, *route)),
+            (prefix, None, _) => steps.push(Step::RemoveRoute(*prefix)),
         }
     }
 }
 
-fn leftovers(desired: &DesiredState, observed: &ObservedState, steps: &mut Vec<Step>) {
-    let gone = observed.routes.keys().filter(|p| !desired.routes.contains_key(p));
-    steps.extend(gone.map(|p| Step::RemoveRoute(*p)));
-    let gone = observed.peers.keys().filter(|k| !desired.peers.contains_key(k));
-    steps.extend(gone.map(|k| Step::RemovePeer(*k)));
+type Pair<'a, K, D, O> = (&'a K, Option<&'a D>, Option<&'a O>);
+
+/// What is desired beside what is observed, by key, where there is either; `part` are the keys to look at.
+fn pairs<'a, K: Ord, D, O>(
+    desired: &'a BTreeMap<K, D>,
+    observed: &'a BTreeMap<K, O>,
+    part: Option<&'a BTreeSet<K>>,
+) -> Box<dyn Iterator<Item = Pair<'a, K, D, O>> + 'a> {
+    if let Some(keys) = part {
+        let both = keys.iter().map(|key| (key, desired.get(key), observed.get(key)));
+        return Box::new(both.filter(|(_, desired, observed)| desired.is_some() || observed.is_some()));
+    }
+    let (mut desired, mut observed) = (desired.iter().peekable(), observed.iter().peekable());
+    Box::new(std::iter::from_fn(move || {
+        let order = match (desired.peek(), observed.peek()) {
+            (Some((d, _)), Some((o, _))) => d.cmp(o),
+            (Some(_), None) => Ordering::Less,
+            (None, _) => Ordering::Greater,
+        };
+        let wanted = if order.is_le() { desired.next() } else { None };
+        let found = if order.is_ge() { observed.next() } else { None };
+        let key = wanted.map(|(key, _)| key).or(found.map(|(key, _)| key))?;
+        Some((key, wanted.map(|(_, d)| d), found.map(|(_, o)| o)))
+    }))
 }

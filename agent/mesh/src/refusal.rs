@@ -4,7 +4,7 @@ use std::{fmt, net::IpAddr};
 
 use ipnet::IpNet;
 
-use crate::{Advertisement, AdvertisementError, PublicKey};
+use crate::AdvertisementError;
 
 /// A Node that is not believed.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -151,27 +151,6 @@ impl fmt::Display for LocalProblem {
             ),
             Self::NoUnderlay => f.write_str("no underlay link with a route or the node's InternalIP is up"),
         }
-    }
-}
-
-/// A public key and all else that two nodes may not share.
-pub(crate) struct Claim {
-    pub(crate) node: String,
-    pub(crate) created: i64,
-    pub(crate) advertisement: Advertisement,
-    pub(crate) pod_cidrs: Vec<IpNet>,
-    /// Whether another Node claims the same key.
-    pub(crate) contested: bool,
-}
-
-impl Claim {
-    pub(crate) fn key(&self) -> PublicKey {
-        self.advertisement.public_key
-    }
-
-    /// The older of two Nodes is the smaller.
-    pub(crate) fn age(&self) -> (i64, &str) {
-        (self.created, &self.node)
     }
 }
 

@@ -8,7 +8,7 @@ use std::{
 
 use ipnet::IpNet;
 
-use crate::{BRIDGE, DEVICE, EndpointSource, PublicKey};
+use crate::{BRIDGE, DEVICE, EndpointSource, IpNets, PublicKey};
 
 /// Everything that is ours on this node, as it should be.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -21,7 +21,7 @@ pub struct DesiredState {
     pub unreachable: BTreeSet<IpNet>,
     /// The other nodes, by key.
     pub peers: BTreeMap<PublicKey, DesiredPeer>,
-    /// Routes into the tunnel, by destination.
+    /// Routes into the tunnel, by destination: one for each allowed IP of the peers.
     pub routes: BTreeMap<IpNet, DesiredRoute>,
     /// The nftables table.
     pub firewall: Firewall,
@@ -57,7 +57,7 @@ pub struct DesiredPeer {
     /// Where it is reached, and who said so; `None` while a name has no answer.
     pub endpoint: Option<(SocketAddr, EndpointSource)>,
     /// Its PodCIDRs, and overlay addresses outside them.
-    pub allowed_ips: BTreeSet<IpNet>,
+    pub allowed_ips: IpNets,
     /// Seconds between keepalives; 0 is none.
     pub keepalive: u16,
 }

@@ -159,7 +159,7 @@ fn of_two_new_claims_the_older_node_has_the_prefix() {
         }
         nodes.get_mut(&name(first)).unwrap().created = 7;
         let decision = decided(&local(), &nodes, &fresh());
-        assert_eq!(decision.desired.peers[&key(first)].allowed_ips, BTreeSet::from([v4(9)]));
+        assert_eq!(decision.desired.peers[&key(first)].allowed_ips, [v4(9)].into());
         let reason = &decision.refusals[&name(second)].reason;
         assert_eq!(reason, &Reason::DuplicatePodCidr(v4(9), name(first)));
     }
@@ -220,7 +220,7 @@ fn a_node_that_rotates_its_key_keeps_its_prefixes() {
         nodes.insert(HOSTILE.to_owned(), hostile(2, 0, lies));
         set_key(nodes.get_mut(&name(2)).unwrap(), key(100));
         let decision = turn(&mut local, &nodes, &mut state, false);
-        assert_eq!(decision.desired.peers[&key(100)].allowed_ips, BTreeSet::from([v4(2), v6(2)]));
+        assert_eq!(decision.desired.peers[&key(100)].allowed_ips, [v4(2), v6(2)].into());
         assert_eq!(decision.refusals.keys().collect::<Vec<_>>(), [HOSTILE]);
     }
 }
@@ -235,7 +235,7 @@ fn a_node_made_anew_under_its_name_keeps_its_prefix_with_a_new_key() {
     nodes.insert(name(2), anew);
     nodes.insert(HOSTILE.to_owned(), hostile(2, 0, &[CidrV4, CidrV6]));
     let decision = turn(&mut local, &nodes, &mut state, false);
-    assert_eq!(state.peers[&key(100)].allowed_ips, BTreeSet::from([v4(2), v6(2)]));
+    assert_eq!(state.peers[&key(100)].allowed_ips, [v4(2), v6(2)].into());
     assert!(!state.peers.contains_key(&key(2)), "the old peer is gone");
     assert_eq!(decision.refusals.keys().collect::<Vec<_>>(), [HOSTILE]);
 }
@@ -269,7 +269,7 @@ fn a_conflict_in_a_family_that_this_node_has_no_part_in_counts_for_nothing() {
     nodes.insert(HOSTILE.to_owned(), hostile(2, 0, &[CidrV6]));
     let decision = decided(&local(), &nodes, &fresh());
     assert!(decision.refusals.is_empty(), "{:?}", decision.refusals);
-    assert_eq!(decision.desired.peers[&key(2)].allowed_ips, BTreeSet::from([v4(2)]));
+    assert_eq!(decision.desired.peers[&key(2)].allowed_ips, [v4(2)].into());
 }
 
 #[test]

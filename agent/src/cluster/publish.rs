@@ -24,7 +24,7 @@ use tokio::{
     time::{sleep, timeout},
 };
 use tracing::{info, warn};
-use wg_overlay_mesh::{Advertisement, annotation};
+use wg_overlay_mesh::{Advertisement, Cluster, annotation};
 
 use super::{NetworkCondition, Nodes, SlimNode, chain, node::NETWORK_UNAVAILABLE};
 
@@ -100,8 +100,7 @@ impl Task {
     async fn publish(&self, wanted: Option<Wanted>) -> bool {
         let Some(Wanted { advertisement, ready }) = wanted else { return true };
         let wanted = advertisement.annotations(self.legacy);
-        let found =
-            self.nodes.read(|view| view.and_then(|v| v.get(&self.node)).map(|r| r.annotations.clone()));
+        let found = self.nodes.read(|view| Some(view?.record(&self.node)?.into_owned().annotations));
         // without a Node there is nothing to write on; its coming wakes the reconciler, and that this task
         let Some(found) = found else { return true };
         let differing: BTreeMap<_, _> =

@@ -13,7 +13,7 @@ use kube::{
     },
 };
 use tracing::{info, warn};
-use wg_overlay_mesh::{ClusterView, NodeRecord};
+use wg_overlay_mesh::{ClusterView, NodeRecord, PackedView};
 
 use super::{Nodes, SlimNode, connect};
 
@@ -74,7 +74,7 @@ async fn follow(client: &Client, nodes: &Nodes, streaming: bool) -> Ended {
     let config = watcher::Config::default().page_size(PAGE);
     let config = if streaming { config.streaming_lists() } else { config };
     let mut stream = pin!(watcher::watcher(Api::<SlimNode>::all(client.clone()), config).default_backoff());
-    let mut initial = ClusterView::new();
+    let mut initial = PackedView::default();
     let mut refused = 0;
     let mut failing = false;
     loop {
@@ -104,42 +104,38 @@ async fn follow(client: &Client, nodes: &Nodes, streaming: bool) -> Ended {
     }
 }
 
-fn take(event: Event<SlimNode>, initial: &mut ClusterView, nodes: &Nodes) {
+fn take(event: Event<SlimNode>, initial: &mut PackedView, nodes: &Nodes) {
     match event {
-        Event::Init => initial.clear(),
+        Event::Init => *initial = PackedView::default(),
         Event::InitApply(node) => {
             let name = node.name_any();
             nodes.note_network(&name, node.network);
-            initial.insert(name, node.record);
+            initial.insert(&name, &node.record);
         }
         Event::InitDone => {
             let complete = std::mem::take(initial);
             nodes.update(|view| {
-                let differs = view.as_ref() != Some(&complete);
+                let changed = complete.differences(view.as_ref().unwrap_or(&PackedView::default()));
                 *view = Some(complete);
-                differs
+                changed
             });
         }
         Event::Apply(node) => {
             let name = node.name_any();
             nodes.note_network(&name, node.network);
-            nodes.update(|view| apply(view, name, node.record));
+            nodes.update(|view| apply(view, name, &node.record));
         }
         Event::Delete(node) => {
-            nodes.note_network(&node.name_any(), None);
-            nodes.update(|view| view.as_mut().is_some_and(|v| v.remove(&node.name_any()).is_some()));
+            let name = node.name_any();
+            nodes.note_network(&name, None);
+            nodes.update(|view| view.as_mut()?.remove(&name).then_some(name));
         }
     }
 }
 
-/// A heartbeat changes nothing that is read, and wakes nobody.
-fn apply(view: &mut Option<ClusterView>, name: String, record: NodeRecord) -> bool {
-    let Some(view) = view else { return false };
-    if view.get(&name) == Some(&record) {
-        return false;
-    }
-    view.insert(name, record);
-    true
+/// A heartbeat changes nothing that is read, and wakes nobody. Gives the name of a Node that did change.
+fn apply(view: &mut Option<PackedView>, name: String, record: &NodeRecord) -> Option<String> {
+    view.as_mut()?.insert(&name, record).then_some(name)
 }
 
 /// Whether the server refuses `sendInitialEvents` (an older one answers 422, one without the gate 400).

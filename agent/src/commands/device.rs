@@ -25,13 +25,6 @@ pub(super) struct DeviceArgs {
     standby: Option<PathBuf>,
 }
 
-impl DeviceArgs {
-    /// Whether this process is to carry packets.
-    pub(super) fn computes(&self) -> bool {
-        self.standby.is_none()
-    }
-}
-
 /// Runs until SIGTERM or SIGINT; the device itself also ends with its link.
 pub(super) async fn run(args: DeviceArgs) -> anyhow::Result<ExitCode> {
     logging::start();
@@ -39,7 +32,7 @@ pub(super) async fn run(args: DeviceArgs) -> anyhow::Result<ExitCode> {
     match args.standby {
         Some(socket) => sleep(args.name, socket, stopped).await?,
         None => {
-            // a device that has lost one of its tasks would carry packets one way only: better gone, and started again
+            // a device that has lost one of its threads would carry packets one way only: better gone, and started again
             let report = std::panic::take_hook();
             std::panic::set_hook(Box::new(move |panic| {
                 report(panic);

@@ -55,9 +55,16 @@ impl Reconciler {
         self.last.addresses = addresses;
     }
 
-    /// Tells the host which bridge addresses pods have as their gateway.
+    /// Tells the host which bridge addresses pods have as their gateway. Where the bridge has none but those it should
+    /// have, none of them goes, and nobody need be asked.
     pub(super) fn note_addresses_in_use(&mut self) {
-        let used = gateways_in_use(&self.config.state_dir, self.host.observed());
+        let wanted = self.mesh.decision().map(|decision| &decision.desired.bridge.addresses);
+        let observed = self.host.observed();
+        let mut found = observed.bridge.iter().flat_map(|bridge| &bridge.addresses);
+        let used = match found.any(|net| wanted.is_none_or(|wanted| !wanted.contains(net))) {
+            true => gateways_in_use(&self.config.state_dir, observed),
+            false => BTreeSet::new(),
+        };
         self.host.set_addresses_in_use(used);
     }
 

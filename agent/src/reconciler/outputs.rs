@@ -1,22 +1,24 @@
 //! What a round tells others: the Node's annotations, this boot's mark, Events, and the report.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     sync::atomic::Ordering,
     time::{Duration, Instant},
 };
 
-use tokio::{sync::oneshot, task::spawn_blocking, time::timeout};
+use tokio::{task::spawn_blocking, time::timeout};
 use tracing::{debug, info, warn};
 use wg_overlay_cni::{Network, Range, store};
 use wg_overlay_host::Scope;
-use wg_overlay_mesh::{DEVICE, DesiredPeer, EndpointSource, ObservedPeer, PublicKey, Reason};
+use wg_overlay_mesh::{
+    Cluster, DEVICE, DesiredPeer, EndpointSource, ObservedPeer, PublicKey, Reason, Touched,
+};
 
 use super::Reconciler;
 use crate::{
     cluster::{NOT_ENFORCED, chain},
     cni_install,
-    server::Report,
+    server::{Health, Question, Report},
     status::{DeviceStatus, PeerState, PeerStatus, PodRange, State, Status},
 };
 
@@ -32,26 +34,37 @@ pub(super) struct Reported {
 }
 
 impl Reconciler {
-    /// Says once of each Node why it is refused, and once when it no longer is.
-    pub(super) fn report_refusals(&mut self) {
-        let Some(decision) = &self.last.decision else { return };
-        let current: BTreeMap<_, _> =
-            decision.refusals.iter().map(|(node, r)| (node.clone(), r.reason.clone())).collect();
-        for (node, reason) in
-            current.iter().filter(|(node, r)| self.last.reported.refusals.get(*node) != Some(*r))
-        {
-            if reason.is_fault() {
-                warn!(node, reason = reason.word(), "refused: {reason}");
-                self.send_event(reason.word(), format!("Node {node} is refused: {reason}"));
-            } else {
-                debug!(node, "takes no part: {reason}");
+    /// Says once of each Node why it is refused, and once when it no longer is. Others than those touched are as before.
+    pub(super) fn report_refusals(&mut self, touched: &Touched) {
+        let Some(decision) = self.mesh.decision() else { return };
+        let reported = &mut self.last.reported.refusals;
+        let nodes: BTreeSet<String> = match touched {
+            Touched::Everything => decision.refusals.keys().chain(reported.keys()).cloned().collect(),
+            Touched::Only(part) => part.nodes.iter().map(ToString::to_string).collect(),
+        };
+        let mut faults = Vec::new();
+        for node in nodes {
+            let now = decision.refusals.get(&node).map(|refusal| &refusal.reason);
+            let before = reported.get(&node);
+            match now {
+                Some(reason) if Some(reason) != before => {
+                    if reason.is_fault() {
+                        warn!(node, reason = reason.word(), "refused: {reason}");
+                        faults.push((reason.word(), format!("Node {node} is refused: {reason}")));
+                    } else {
+                        debug!(node, "takes no part: {reason}");
+                    }
+                    reported.insert(node, reason.clone());
+                }
+                None => {
+                    if reported.remove(&node).is_some_and(|reason| reason.is_fault()) {
+                        info!(node, "no longer refused");
+                    }
+                }
+                Some(_) => {}
             }
         }
-        let before = self.last.reported.refusals.iter().filter(|(_, reason)| reason.is_fault());
-        for (node, _) in before.filter(|(node, _)| !current.contains_key(*node)) {
-            info!(node, "no longer refused");
-        }
-        self.last.reported.refusals = current;
+        faults.into_iter().for_each(|(reason, note)| self.send_event(reason, note));
     }
 
     /// Checks what the kernel must do for our packets beside what is ours.
@@ -89,7 +102,7 @@ impl Reconciler {
 
     /// Makes the node ready for pods. Returns whether that worked.
     pub(super) async fn install_cni(&mut self, full: bool) -> bool {
-        let Some(decision) = &self.last.decision else { return true };
+        let Some(decision) = self.mesh.decision() else { return true };
         let network = Network { pod_cidrs: decision.pod_cidrs.clone(), mtu: decision.desired.bridge.mtu };
         if !full && self.last.installed.as_ref() == Some(&network) {
             return true;
@@ -131,25 +144,40 @@ impl Reconciler {
         let broken = ["kernel", "node", "cni"]
             .iter()
             .any(|source| self.last.problems.get(source).is_some_and(|p| !p.is_empty()));
-        self.last.cni.is_some() && self.last.decision.is_some() && !broken
+        self.last.cni.is_some() && self.mesh.decision().is_some() && !broken
     }
 
-    /// Answers with the status of this moment.
-    pub(super) async fn answer(&mut self, asked: oneshot::Sender<Report>) {
+    /// Answers a question. Whoever asked may be gone.
+    pub(super) async fn answer(&mut self, question: Question) {
+        match question {
+            Question::Report(asked) => drop(asked.send(self.report().await)),
+            Question::Health(asked) => {
+                let (state, problems) = (self.state(), self.problems());
+                drop(asked.send(Health { ready: self.is_ready(), state, problems }));
+            }
+        }
+    }
+
+    async fn report(&mut self) -> Report {
         if let Err(error) = self.host.observe(Scope::WIREGUARD).await {
             warn!(error = %chain(&error), "can't read the peers");
         }
         self.tracker.observe(&self.host.observed().peers, Instant::now());
-        let report = Report { status: self.status(), counters: self.counters.clone() };
-        // whoever asked may be gone
-        let _ = asked.send(report);
+        Report { status: self.status(), counters: self.counters.clone() }
+    }
+
+    fn state(&self) -> State {
+        self.last.state.unwrap_or(State::NotStarted)
+    }
+
+    fn problems(&self) -> Vec<String> {
+        self.last.problems.values().flatten().cloned().chain(self.publisher.problem()).collect()
     }
 
     fn status(&self) -> Status {
         let mut status = Status::new(&self.config.node_name, self.config.fail_closed);
-        status.state = self.last.state.unwrap_or(State::NotStarted);
-        status.problems =
-            self.last.problems.values().flatten().cloned().chain(self.publisher.problem()).collect();
+        status.state = self.state();
+        status.problems = self.problems();
         status.ready = self.is_ready();
         if self.policies.load(Ordering::Relaxed) {
             status.notes.push(NOT_ENFORCED.to_owned());
@@ -161,7 +189,7 @@ impl Reconciler {
             status.guard.drops = counters.into_iter().map(|(name, (packets, _))| (name, packets)).collect();
         }
         let observed = self.host.observed();
-        let Some(decision) = &self.last.decision else { return status };
+        let Some(decision) = self.mesh.decision() else { return status };
         status.device = observed.device.as_ref().map(|device| DeviceStatus {
             name: DEVICE.into(),
             implementation: device.implementation.to_string(),
@@ -178,7 +206,7 @@ impl Reconciler {
     }
 
     fn underlay(&self) -> Option<(String, u32)> {
-        let record = self.nodes.read(|view| view.and_then(|v| v.get(&self.local.node_name)).cloned())?;
+        let record = self.nodes.read(|view| Some(view?.record(&self.local.node_name)?.into_owned()))?;
         let link = wg_overlay_mesh::underlay_link(&self.host.observed().underlay, &record)?;
         Some((link.name.clone(), link.mtu))
     }
@@ -240,7 +268,7 @@ impl Reconciler {
     }
 
     fn local_family(&self, ipv6: bool) -> bool {
-        let decision = self.last.decision.as_ref();
+        let decision = self.mesh.decision();
         decision.is_some_and(|d| d.pod_cidrs.iter().any(|net| net.network().is_ipv6() == ipv6))
     }
 

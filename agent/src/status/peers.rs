@@ -36,6 +36,7 @@ const SESSION: Duration = Duration::from_secs(180);
 #[derive(Default)]
 pub struct PeerTracker(BTreeMap<PublicKey, Track>);
 
+#[derive(Default)]
 struct Track {
     received: u64,
     sent: u64,
@@ -60,6 +61,11 @@ impl PeerTracker {
             track.received = peer.received;
             track.sent = peer.sent;
         }
+    }
+
+    /// Counts from nothing for a peer that is new.
+    pub fn begin(&mut self, key: PublicKey) {
+        self.0.insert(key, Track::default());
     }
 
     /// How a peer is, and for how long it has been sent to without an answer.

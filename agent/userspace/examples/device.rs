@@ -5,12 +5,15 @@ use std::{error::Error, process::ExitCode};
 
 use tokio::signal::unix::{SignalKind, signal};
 use tracing_subscriber::EnvFilter;
-use wg_overlay_userspace::{DeviceConfig, run};
+use wg_overlay_userspace::{DeviceConfig, Recycling, run};
+
+#[global_allocator]
+static ALLOCATOR: Recycling = Recycling;
 
 /// Runs the device that the arguments name; a failure is told on stderr.
-#[tokio::main]
+#[tokio::main(flavor = "current_thread")]
 pub async fn main() -> ExitCode {
-    let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| "info,gotatun=warn".into());
+    let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| "info".into());
     tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).init();
     match start().await {
         Ok(()) => ExitCode::SUCCESS,

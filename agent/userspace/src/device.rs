@@ -2,24 +2,15 @@
 
 use std::future::Future;
 
-use gotatun::{
-    device::{Device, DeviceBuilder},
-    x25519::StaticSecret,
-};
-use rustix::rand::GetRandomFlags;
 use tokio::sync::mpsc;
-use zeroize::Zeroizing;
 
 use crate::{
+    engine::Engine,
     error::DeviceError,
     link::LinkWatch,
-    tun::{self, TunReader, TunWriter},
+    tun::Tun,
     uapi::{Control, UapiSocket},
-    udp::GsoSocketFactory,
 };
-
-/// The transports of our device: UDP with UDP_SEGMENT, and the two halves of the TUN link.
-pub(crate) type Transports = (GsoSocketFactory, TunWriter, TunReader);
 
 /// Largest MTU of the link, in bytes: the largest UDP payload over IPv4 (65,507) less WireGuard's
 /// 32 bytes of header and tag, rounded down to its padding of 16.
@@ -40,7 +31,7 @@ pub struct DeviceConfig {
 /// Runs the device until `shutdown` resolves or the link is deleted from outside; both are `Ok`.
 ///
 /// The link is left down and without addresses; link and socket are gone when this returns. Needs
-/// a tokio runtime with I/O and time, and carries most packets on one with several threads.
+/// a tokio runtime with I/O and time; packets are carried by two threads of its own.
 ///
 /// # Errors
 /// [`DeviceError`]: a bad name or MTU, a device of this name that runs already, or no permission.
@@ -50,13 +41,12 @@ pub async fn run(config: DeviceConfig, shutdown: impl Future<Output = ()>) -> Re
 
     // The link first: the kernel hands a TUN link to one process only, so nothing of a running
     // device is touched by a second start.
-    let tun = tun::open(name, config.mtu)?;
+    let tun = Tun::open(name, config.mtu)?;
     let mut socket = UapiSocket::bind(name).await?;
     let mut link = LinkWatch::start(name).await?;
 
-    let (reader, writer) = tun::split(tun, name, link.mtu());
-    let engine =
-        start(reader, writer).await.map_err(|source| DeviceError::Start { name: name.to_owned(), source })?;
+    let engine = Engine::start(tun, link.mtu())
+        .map_err(|source| DeviceError::Start { name: name.to_owned(), source })?;
     tracing::info!(device = name, socket = %socket.path().display(), "the device is ready");
 
     let (requests, queue) = mpsc::channel(1);
@@ -67,29 +57,7 @@ pub async fn run(config: DeviceConfig, shutdown: impl Future<Output = ()>) -> Re
         () = socket.serve(requests) => {}
         () = control.run(queue) => {}
     }
-    control.stop().await;
     Ok(())
-}
-
-/// Starts the engine with a key that nobody knows: gotatun takes peers only once it has a key,
-/// WireGuard takes them at any time. The UAPI reports no key until one is set.
-async fn start(reader: TunReader, writer: TunWriter) -> Result<Device<Transports>, gotatun::device::Error> {
-    DeviceBuilder::new()
-        .with_private_key(nobodys_key()?)
-        .with_udp(GsoSocketFactory::default())
-        .with_ip_pair(writer, reader)
-        .build()
-        .await
-}
-
-/// A key of random bytes (getrandom(2)), for a device that has none.
-pub(crate) fn nobodys_key() -> Result<StaticSecret, std::io::Error> {
-    let mut bytes = Zeroizing::new([0; 32]);
-    let filled = rustix::rand::getrandom(bytes.as_mut_slice(), GetRandomFlags::empty())?;
-    if filled != bytes.len() {
-        return Err(std::io::ErrorKind::UnexpectedEof.into());
-    }
-    Ok(StaticSecret::from(*bytes))
 }
 
 fn check(config: &DeviceConfig) -> Result<(), DeviceError> {

@@ -57,13 +57,13 @@ pub enum DeviceError {
         #[source]
         source: io::Error,
     },
-    /// The protocol engine refused to start.
+    /// The socket of the tunnel or a thread could not be had.
     #[error("start WireGuard on link {name}")]
     Start {
         /// Name of the link.
         name: String,
-        /// What gotatun answered.
+        /// What the kernel answered.
         #[source]
-        source: gotatun::device::Error,
+        source: io::Error,
     },
 }

@@ -7,7 +7,7 @@ use std::io;
 
 use futures::{StreamExt, channel::mpsc::UnboundedReceiver};
 use rtnetlink::{
-    Handle, LinkUnspec, MulticastGroup, new_multicast_connection,
+    Handle, MulticastGroup, new_multicast_connection,
     packet_core::{NetlinkMessage, NetlinkPayload},
     packet_route::{
         RouteNetlinkMessage,
@@ -17,7 +17,7 @@ use rtnetlink::{
 };
 use tokio::{sync::watch, task::JoinHandle};
 
-use crate::{device::MAX_MTU, error::DeviceError, tun::MAX_SEGMENTS};
+use crate::{device::MAX_MTU, error::DeviceError};
 
 type Events = UnboundedReceiver<(NetlinkMessage<RouteNetlinkMessage>, SocketAddr)>;
 
@@ -51,7 +51,6 @@ impl LinkWatch {
         let link = link.ok_or_else(|| failed(io::Error::from(io::ErrorKind::NotFound)))?;
         watch.index = link.header.index;
         watch.take_mtu(&link);
-        watch.limit_segments().await;
         Ok(watch)
     }
 
@@ -120,18 +119,6 @@ impl LinkWatch {
         let changed = self.mtu.send_if_modified(|old| std::mem::replace(old, mtu) != mtu);
         if changed {
             tracing::debug!(device = self.name, mtu, "MTU of the link");
-        }
-    }
-
-    /// Lets the kernel itself cut what has more segments than one read takes.
-    async fn limit_segments(&self) {
-        let limit = u32::try_from(MAX_SEGMENTS).unwrap_or(u32::MAX);
-        let message = LinkUnspec::new_with_index(self.index)
-            .append_extra_attribute(LinkAttribute::GsoMaxSegs(limit))
-            .build();
-        if let Err(error) = self.handle.link().set(message).execute().await {
-            // Kernels before 6.2 take the limit only from the driver: longer trains are dropped.
-            tracing::debug!(device = self.name, %error, "segment limit not taken");
         }
     }
 }

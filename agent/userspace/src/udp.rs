@@ -1,155 +1,88 @@
-//! The UDP side of the tunnel: one socket for both families, sends in trains of segments.
+//! The UDP side of the tunnel: one socket for both families, used without waiting.
 //!
-//! Receiving (recvmmsg and UDP_GRO) is gotatun's. Sending is ours: consecutive packets of one size
-//! to one endpoint go to the kernel in one call (UDP_SEGMENT, udp(7)), and one endpoint that
-//! cannot be reached does not take the packets of the others with it.
+//! Datagrams go in trains: consecutive ones of one size to one endpoint in one call (UDP_SEGMENT,
+//! udp(7)), and come so, too (UDP_GRO). One endpoint that cannot be reached does not take the
+//! packets of the others with it.
 
 use std::{
     io,
-    net::SocketAddr,
-    sync::{
-        Arc,
-        atomic::{AtomicBool, Ordering},
-    },
-    time::Duration,
+    net::{Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket},
+    os::fd::{AsFd, BorrowedFd},
+    sync::atomic::{AtomicBool, Ordering},
 };
 
-use gotatun::{
-    packet::{Packet, PacketBufPool},
-    udp::{
-        UdpRecv, UdpSend, UdpTransportFactory, UdpTransportFactoryParams,
-        socket::{UdpSocket, UdpSocketFactory},
-    },
+use gotatun::packet::Packet;
+use nix::sys::socket::{setsockopt, sockopt::Mark};
+use rustix::{
+    io::Errno,
+    net::{AddressFamily, SocketFlags, SocketType, bind, socket_with, sockopt},
 };
-use rustix::net::sockopt;
 
+pub(crate) use receive::Receiver;
+
+mod receive;
 mod train;
 
 /// Wanted size of both socket buffers, in bytes: wireguard-go's (conn/controlfns.go).
 const SOCKET_BUFFER: usize = 7 << 20;
 
-/// Makes the sockets of the tunnel, and keeps the last one: the engine asks anew at each change of
-/// its key, port or mark, before its old tasks have closed their socket, and would find its own
-/// port in use. A port that cannot be had leaves the old socket at hand.
-#[derive(Default)]
-pub(crate) struct GsoSocketFactory {
-    inner: UdpSocketFactory,
-    last: Option<UdpSocket>,
-}
+/// A datagram and where it goes.
+pub(crate) type Outgoing = (Packet, SocketAddr);
 
-impl UdpTransportFactory for GsoSocketFactory {
-    type Send = GsoSender;
-    type Recv = Receiver;
-
-    async fn bind(&mut self, params: &UdpTransportFactoryParams) -> io::Result<(GsoSender, Receiver)> {
-        let socket = match self.last.clone().filter(|last| is_bound_to(last, params.port)) {
-            Some(socket) => {
-                UdpSend::set_fwmark(&socket, params.fwmark.unwrap_or(0))?;
-                socket
-            }
-            None => {
-                let (socket, _) = self.inner.bind(params).await?;
-                tune(&socket);
-                socket
-            }
-        };
-        self.last = Some(socket.clone());
-        let segments = Arc::new(AtomicBool::new(true));
-        Ok((GsoSender { socket: socket.clone(), segments }, Receiver(socket)))
-    }
-}
-
-fn is_bound_to(socket: &UdpSocket, port: u16) -> bool {
-    socket.local_addr().is_ok_and(|address| address.port() == port)
-}
-
-/// Receives WireGuard messages. The engine gives a socket up at its first error, for good; here an
-/// error loses what it loses and no more.
-pub(crate) struct Receiver(UdpSocket);
-
-/// How long to wait after a failed receive, so that one that stays does not take a core.
-const PAUSE: Duration = Duration::from_millis(100);
-
-impl UdpRecv for Receiver {
-    type RecvManyBuf = <UdpSocket as UdpRecv>::RecvManyBuf;
-
-    async fn recv_from(&mut self, pool: &mut PacketBufPool) -> io::Result<(Packet, SocketAddr)> {
-        loop {
-            match self.0.recv_from(pool).await {
-                Ok(received) => return Ok(received),
-                Err(error) => pause(error).await,
-            }
-        }
-    }
-
-    async fn recv_many_from(
-        &mut self,
-        buffer: &mut Self::RecvManyBuf,
-        pool: &mut PacketBufPool,
-        packets: &mut Vec<(Packet, SocketAddr)>,
-    ) -> io::Result<()> {
-        while let Err(error) = self.0.recv_many_from(buffer, pool, packets).await {
-            pause(error).await;
-        }
-        Ok(())
-    }
-
-    fn enable_udp_gro(&self) -> io::Result<()> {
-        self.0.enable_udp_gro()
-    }
-}
-
-async fn pause(error: io::Error) {
-    tracing::warn!(%error, "receiving from the underlay failed");
-    tokio::time::sleep(PAUSE).await;
-}
-
-/// Sends WireGuard messages, in trains where the kernel takes them.
-#[derive(Clone)]
-pub(crate) struct GsoSender {
+/// The tunnel's socket.
+pub(crate) struct Underlay {
     socket: UdpSocket,
     /// Whether the kernel takes UDP_SEGMENT on this socket.
-    segments: Arc<AtomicBool>,
+    segments: AtomicBool,
 }
 
-impl UdpSend for GsoSender {
-    type SendManyBuf = ();
-
-    async fn send_to(&self, packet: Packet, destination: SocketAddr) -> io::Result<()> {
-        self.socket.send_to(packet, destination).await
+impl Underlay {
+    /// Binds `port` of both families, or of IPv4 where there is no IPv6; 0 is any.
+    pub(crate) fn bind(port: u16, mark: u32) -> io::Result<Self> {
+        let v6 = SocketAddr::from((Ipv6Addr::UNSPECIFIED, port));
+        let socket = match open(v6, mark) {
+            Err(Errno::AFNOSUPPORT | Errno::ADDRNOTAVAIL) => {
+                open(SocketAddr::from((Ipv4Addr::UNSPECIFIED, port)), mark)?
+            }
+            other => other?,
+        };
+        tune(&socket);
+        Ok(Self { socket, segments: AtomicBool::new(true) })
     }
 
-    fn max_number_of_packets_to_send(&self) -> usize {
-        2 * train::MAX_SEGMENTS
+    /// The port it is bound to.
+    pub(crate) fn port(&self) -> io::Result<u16> {
+        self.socket.local_addr().map(|address| address.port())
     }
 
-    async fn send_many_to(&self, (): &mut (), packets: &mut Vec<(Packet, SocketAddr)>) -> io::Result<()> {
-        let mut rest = packets.as_slice();
+    /// Sets the mark of what is sent; 0 is none.
+    pub(crate) fn set_mark(&self, mark: u32) -> io::Result<()> {
+        Ok(setsockopt(&self.socket, Mark, &mark)?)
+    }
+
+    /// Sends one datagram, or loses it.
+    pub(crate) fn send(&self, packet: &[u8], to: SocketAddr) {
+        if let Err(error) = self.socket.send_to(packet, to) {
+            tracing::trace!(%error, "datagram not sent");
+        }
+    }
+
+    /// Sends all, in order. `wait` is called where the socket is full, and says whether to go on.
+    pub(crate) fn send_all(&self, packets: &[Outgoing], mut wait: impl FnMut() -> bool) {
+        let mut rest = packets;
         while !rest.is_empty() {
             let (train, after) = rest.split_at(train::length(rest));
             rest = after;
-            if let Err(error) = self.send_train(train).await {
+            if let Err(error) = self.send_train(train, &mut wait) {
                 tracing::trace!(%error, "datagrams not sent");
             }
         }
-        packets.clear();
-        Ok(())
     }
 
-    fn local_addr(&self) -> io::Result<Option<SocketAddr>> {
-        self.socket.local_addr().map(Some)
-    }
-
-    fn set_fwmark(&self, mark: u32) -> io::Result<()> {
-        UdpSend::set_fwmark(&self.socket, mark)
-    }
-}
-
-impl GsoSender {
     /// Sends a train in one call, or packet by packet where that is not possible.
-    async fn send_train(&self, train: &[(Packet, SocketAddr)]) -> io::Result<()> {
+    fn send_train(&self, train: &[Outgoing], wait: &mut impl FnMut() -> bool) -> io::Result<()> {
         if train.len() > 1 && self.segments.load(Ordering::Relaxed) {
-            match train::send(&self.socket, train).await {
+            match retry(wait, || train::send(self.socket.as_fd(), train)) {
                 Ok(()) => return Ok(()),
                 Err(error) => match train::refusal(&error) {
                     None => return Err(error),
@@ -162,8 +95,8 @@ impl GsoSender {
             }
         }
         let mut result = Ok(());
-        for (packet, destination) in train {
-            if let Err(error) = self.socket.socket().send_to(packet, destination).await {
+        for (packet, to) in train {
+            if let Err(error) = retry(wait, || self.socket.send_to(packet, to).map(drop)) {
                 result = Err(error);
             }
         }
@@ -171,9 +104,40 @@ impl GsoSender {
     }
 }
 
+impl AsFd for Underlay {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.socket.as_fd()
+    }
+}
+
+/// Sends again once there is room.
+fn retry(wait: &mut impl FnMut() -> bool, mut send: impl FnMut() -> io::Result<()>) -> io::Result<()> {
+    loop {
+        match send() {
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock && wait() => {}
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            result => return result,
+        }
+    }
+}
+
+fn open(address: SocketAddr, mark: u32) -> Result<UdpSocket, Errno> {
+    let family = if address.is_ipv6() { AddressFamily::INET6 } else { AddressFamily::INET };
+    let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
+    let socket = socket_with(family, SocketType::DGRAM, flags, None)?;
+    if address.is_ipv6() {
+        sockopt::set_ipv6_v6only(&socket, false)?;
+    }
+    if mark != 0 {
+        setsockopt(&socket, Mark, &mark).map_err(|error| Errno::from_raw_os_error(error as i32))?;
+    }
+    bind(&socket, &address)?;
+    Ok(UdpSocket::from(socket))
+}
+
 /// Options that a tunnel works without, only worse; a refusal is no error.
 fn tune(socket: &UdpSocket) {
-    let refused = |option: &str, error: rustix::io::Errno| {
+    let refused = |option: &str, error: Errno| {
         tracing::debug!(option, %error, "socket option refused");
     };
     // The outer packet may be cut on a path smaller than ours (no DF): the overlay's own MTU
@@ -189,5 +153,8 @@ fn tune(socket: &UdpSocket) {
     }
     if let Err(error) = sockopt::set_socket_send_buffer_size_force(socket, SOCKET_BUFFER) {
         refused("SO_SNDBUFFORCE", error);
+    }
+    if let Err(error) = setsockopt(socket, nix::sys::socket::sockopt::UdpGroSegment, &true) {
+        tracing::debug!(option = "UDP_GRO", %error, "socket option refused");
     }
 }

@@ -126,6 +126,7 @@ impl Watch {
     }
 }
 
+/// The type stands first, as the API server sends it: a client may rely on that to read the object at once.
 fn line(kind: &str, object: &Value) -> Result<Bytes, io::Error> {
-    Ok(Bytes::from(format!("{}\n", json!({ "type": kind, "object": object }))))
+    Ok(Bytes::from(format!("{{\"type\":\"{kind}\",\"object\":{object}}}\n")))
 }

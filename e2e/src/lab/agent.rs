@@ -56,6 +56,12 @@ impl Node {
         self.agent.get().is_some_and(|pid| self.namespace().runs(pid))
     }
 
+    /// The process id of the agent that was started.
+    #[must_use]
+    pub fn agent_pid(&self) -> Option<u32> {
+        self.agent.get()
+    }
+
     /// Ends the agent at once, as a crash does (SIGKILL).
     ///
     /// # Errors

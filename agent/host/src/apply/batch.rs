@@ -57,13 +57,20 @@ impl Host {
         named.collect()
     }
 
+    /// A few requests are no matter of a thread: the kernel answers them while they are being sent.
     pub(super) async fn execute(&self, requests: Vec<Request>) -> Vec<(usize, io::Error)> {
+        if requests.len() <= FEW {
+            return lock(&self.netlink).execute(&requests);
+        }
         let netlink = Arc::clone(&self.netlink);
         let count = requests.len();
         let work = spawn_blocking(move || lock(&netlink).execute(&requests));
         work.await.unwrap_or_else(|error| all(count, &error))
     }
 }
+
+/// So many requests take the kernel less time than it takes to wake a thread.
+pub(super) const FEW: usize = 16;
 
 fn all(count: usize, error: &JoinError) -> Vec<(usize, io::Error)> {
     (0..count).map(|at| (at, io::Error::other(error.to_string()))).collect()

@@ -6,6 +6,7 @@ use rustix::io::Errno;
 use tokio::task::spawn_blocking;
 use wg_overlay_mesh::{Implementation, Link, PublicKey, Step};
 
+use super::batch::FEW;
 use crate::{
     Host, HostError, StepError,
     device::{self, DeviceError, DeviceMode},
@@ -59,8 +60,16 @@ impl Host {
     }
 
     async fn apply_rules(&self, step: &Step) -> Result<(), StepError> {
-        let (nft, own) = (self.nft.clone(), step.clone());
-        match spawn_blocking(move || nft.apply(&own)).await {
+        let answer = match step {
+            Step::GuardEndpoints { add, remove } if add.len() + remove.len() <= FEW => {
+                Ok(self.nft.apply(step))
+            }
+            _ => {
+                let (nft, own) = (self.nft.clone(), step.clone());
+                spawn_blocking(move || nft.apply(&own)).await
+            }
+        };
+        match answer {
             Ok(answer) => answer.map_err(|source| StepError::Firewall { step: step.to_string(), source }),
             Err(error) => Err(StepError::refused(step, io::Error::other(error))),
         }

@@ -8,10 +8,7 @@ use std::{
 
 use ipnet::IpNet;
 use netlink_packet_route::{
-    AddressFamily, RouteNetlinkMessage,
-    address::AddressMessage,
-    link::LinkMessage,
-    route::{RouteFlags, RouteMessage, RouteType},
+    AddressFamily, RouteNetlinkMessage, address::AddressMessage, link::LinkMessage, route::RouteType,
 };
 use wg_overlay_mesh::{BRIDGE, DEVICE};
 
@@ -40,9 +37,6 @@ impl KnownLinks {
             }
             RouteNetlinkMessage::DelAddress(message) => {
                 self.follow_address(message, |addresses, net| addresses.remove(&net))
-            }
-            RouteNetlinkMessage::NewRoute(route) | RouteNetlinkMessage::DelRoute(route) => {
-                self.route_matters(route)
             }
             _ => false,
         }
@@ -77,10 +71,10 @@ impl KnownLinks {
         change(&mut link.addresses, net) && matters(link)
     }
 
-    fn route_matters(&self, message: &RouteMessage) -> bool {
+    /// Whether a route that came, went or changed matters.
+    pub(super) fn route_matters(&self, message: &[u8]) -> bool {
         let Some(route) = routes::found(message) else { return false };
-        let cloned = message.header.flags.contains(RouteFlags::Cloned);
-        if cloned || is_of_one_link(&route.destination.addr()) {
+        if is_of_one_link(&route.destination.addr()) {
             return false;
         }
         let link = route.link.and_then(|index| self.0.get(&index));

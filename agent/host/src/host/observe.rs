@@ -18,10 +18,10 @@ use crate::{
 impl Host {
     pub(super) async fn observe_firewall(&mut self) -> Result<(), HostError> {
         let (nft, port) = (self.nft.clone(), self.config.listen_port);
-        let found = spawn_blocking(move || nft.observe(port))
+        let found = spawn_blocking(move || nft.observe_changed(port))
             .await
             .map_err(|e| HostError::Read { what: "the firewall", source: io::Error::other(e) })?;
-        let found = found.map_err(HostError::Firewall)?;
+        let Some(found) = found.map_err(HostError::Firewall)? else { return Ok(()) };
         self.cache.state.firewall = found.firewall;
         self.cache.state.host_chains = found.host_chains;
         self.warnings = found.warnings;
@@ -44,7 +44,8 @@ impl Host {
             source: route.source,
             mtu: route.mtu,
         };
-        self.cache.state.routes = own.tunnel.into_iter().map(|(net, route)| (net, observed(route))).collect();
+        self.cache.state.routes =
+            own.tunnel.into_iter().map(|route| (route.destination, observed(route))).collect();
         self.cache.state.unreachable = own.unreachable;
         Ok(())
     }

@@ -62,6 +62,11 @@ pub(super) fn set(ipv6: bool, input: bool, listen_port: Option<u16>) -> Result<(
     Ok(())
 }
 
+/// Whether they are in use in this network namespace.
+pub(super) fn is_in_use() -> bool {
+    in_use(false) || in_use(true)
+}
+
 /// The kernel names a table here once somebody has used it in this network namespace.
 fn in_use(ipv6: bool) -> bool {
     let names = if ipv6 { "ip6_tables_names" } else { "ip_tables_names" };

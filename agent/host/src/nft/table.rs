@@ -36,8 +36,15 @@ pub(super) fn observe(record: &Path) -> Result<Option<ObservedFirewall>, NftErro
     Ok(Some(ObservedFirewall { ruleset, endpoints }))
 }
 
-/// Replaces the table and the endpoints in one transaction; the counters go on from where they are.
-pub(super) fn set(record: &Path, ruleset: &str, endpoints: &BTreeSet<SocketAddr>) -> Result<(), NftError> {
+/// Replaces the table and the endpoints in one transaction; the counters go on from where they are. `generation` tells how
+/// many transactions there have been: where another's came between ours and the listing of it, nothing is recorded, or its
+/// work would pass for ours, and the next observation finds a table to be applied again.
+pub(super) fn set(
+    record: &Path,
+    ruleset: &str,
+    endpoints: &BTreeSet<SocketAddr>,
+    mut generation: impl FnMut() -> Option<u32>,
+) -> Result<(), NftError> {
     let mut script = ruleset.to_owned();
     for (name, (packets, bytes)) in counters()? {
         script = script.replace(
@@ -45,24 +52,23 @@ pub(super) fn set(record: &Path, ruleset: &str, endpoints: &BTreeSet<SocketAddr>
             &format!("counter {name} {{ packets {packets} bytes {bytes} }}"),
         );
     }
-    script.push_str(&elements("add", endpoints));
+    script.push_str(&elements(endpoints));
+    let before = generation();
     run("nft", &["-f", "-"], Some(&script))?;
     let mut listing = listing()?.unwrap_or_default();
+    if before.is_some_and(|before| generation() != Some(before.wrapping_add(1))) {
+        return forget(record);
+    }
     take_endpoints(&mut listing)?;
     write(record, &Record { ruleset: ruleset.to_owned(), listing })
 }
 
-pub(super) fn change_endpoints(
-    add: &BTreeSet<SocketAddr>,
-    remove: &BTreeSet<SocketAddr>,
-) -> Result<(), NftError> {
-    let script = elements("delete", remove) + &elements("add", add);
-    run("nft", &["-f", "-"], Some(&script))?;
-    Ok(())
-}
-
 pub(super) fn remove(record: &Path) -> Result<(), NftError> {
     run("nft", &["-f", "-"], Some(&format!("add table inet {TABLE}\ndelete table inet {TABLE}\n")))?;
+    forget(record)
+}
+
+fn forget(record: &Path) -> Result<(), NftError> {
     match fs::remove_file(record) {
         Err(e) if e.kind() != io::ErrorKind::NotFound => {
             Err(NftError::Record { path: record.to_owned(), source: e })
@@ -118,15 +124,15 @@ fn endpoint(element: &Value) -> Option<SocketAddr> {
     Some(SocketAddr::new(address, u16::try_from(port.as_u64()?).ok()?))
 }
 
-/// Commands that add or delete the elements, one for each family that has any.
-fn elements(verb: &str, endpoints: &BTreeSet<SocketAddr>) -> String {
+/// Commands that add the elements, one for each family that has any.
+fn elements(endpoints: &BTreeSet<SocketAddr>) -> String {
     let mut script = String::new();
     for (set, v4) in [("endpoints4", true), ("endpoints6", false)] {
         let of_family = endpoints.iter().filter(|e| e.is_ipv4() == v4);
         let list: Vec<String> = of_family.map(|e| format!("{} . {}", e.ip(), e.port())).collect();
         if !list.is_empty() {
             // Writing into a String can't fail.
-            let _ = writeln!(script, "{verb} element inet {TABLE} {set} {{ {} }}", list.join(", "));
+            let _ = writeln!(script, "add element inet {TABLE} {set} {{ {} }}", list.join(", "));
         }
     }
     script

@@ -24,7 +24,7 @@ use nix::{
 use wg_overlay_host::{Change, DeviceMode, DeviceProgram, Events, Host, HostConfig, PrivateKey, Scope};
 use wg_overlay_mesh::{
     DEVICE, DesiredBridge, DesiredDevice, DesiredPeer, DesiredRoute, DesiredState, EndpointSource, Firewall,
-    Plan, PublicKey, plan,
+    IpNets, Plan, PublicKey, plan,
 };
 
 /// How long anything may take that is expected to happen.
@@ -129,7 +129,7 @@ impl Node {
         assert_eq!(read.bridge, self.host.observed().bridge);
         assert_eq!(read.routes, self.host.observed().routes);
         assert_eq!(read.underlay.links, self.host.observed().underlay.links);
-        let nets = |host: &Host| -> BTreeMap<PublicKey, BTreeSet<IpNet>> {
+        let nets = |host: &Host| -> BTreeMap<PublicKey, IpNets> {
             host.observed().peers.iter().map(|(key, peer)| (*key, peer.allowed_ips.clone())).collect()
         };
         assert_eq!(nets(&other), nets(&self.host));
@@ -147,6 +147,7 @@ impl Node {
             keepalive: 0,
         };
         self.desired.peers.insert(key, peer);
+        self.desired.firewall.endpoints.insert(endpoint);
         for net in nets {
             self.desired.routes.insert(net, route(&net));
         }

@@ -1,10 +1,9 @@
 //! The device's key, port and peers.
 
-use std::{collections::BTreeSet, net::UdpSocket};
+use std::net::UdpSocket;
 
-use ipnet::IpNet;
 use wg_overlay_host::{Host, PrivateKey, Scope, StepError};
-use wg_overlay_mesh::{Implementation, PeerChange, PublicKey, Step, plan};
+use wg_overlay_mesh::{Implementation, IpNets, PeerChange, PublicKey, Step, plan};
 
 use crate::{
     Test,
@@ -68,13 +67,13 @@ fn large() {
     run(async {
         let mut node = Node::new();
         let key = node.add_peer(1);
-        let nets: BTreeSet<IpNet> = (0..300).flat_map(|n| [prefix4(1000 + n), prefix6(1000 + n)]).collect();
+        let nets: IpNets = (0..300).flat_map(|n| [prefix4(1000 + n), prefix6(1000 + n)]).collect();
         node.desired.peers.get_mut(&key).unwrap().allowed_ips = nets.clone();
         node.converge(Scope::ALL).await;
         node.assert_converged().await;
         assert_eq!(node.host.observe(Scope::WIREGUARD).await.unwrap().peers[&key].allowed_ips, nets);
         // Replaced by as many others: only the first part may say so.
-        let others: BTreeSet<IpNet> = (0..600).map(|n| prefix6(3000 + n)).collect();
+        let others: IpNets = (0..600).map(|n| prefix6(3000 + n)).collect();
         node.desired.peers.get_mut(&key).unwrap().allowed_ips = others.clone();
         node.converge(Scope::NONE).await;
         assert_eq!(node.host.observe(Scope::WIREGUARD).await.unwrap().peers[&key].allowed_ips, others);

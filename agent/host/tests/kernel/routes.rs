@@ -46,8 +46,8 @@ fn many() {
         );
         // One that goes takes its own with it, and no other.
         let gone = *node.desired.peers.keys().next().unwrap();
-        for net in node.desired.peers.remove(&gone).unwrap().allowed_ips {
-            node.desired.routes.remove(&net);
+        for net in &node.desired.peers.remove(&gone).unwrap().allowed_ips {
+            node.desired.routes.remove(net);
         }
         assert_eq!(node.converge(Scope::NONE).await.steps.len(), 3);
         node.assert_converged().await;

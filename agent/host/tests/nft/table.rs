@@ -1,6 +1,6 @@
 //! Applying and observing our own table.
 
-use std::{fs, path::PathBuf};
+use std::{collections::BTreeSet, fs, net::SocketAddr, path::PathBuf};
 
 use wg_overlay_host::NftError;
 use wg_overlay_mesh::{Firewall, Link, Step, ruleset};
@@ -16,6 +16,9 @@ pub const TESTS: &[Test] = &[
     ("observe_after_apply_finds_nothing_to_do", observe_after_apply),
     ("any_change_by_others_is_seen", changes_are_seen),
     ("endpoints_change_without_the_table", endpoints_change),
+    ("endpoints_of_thousands_of_nodes_change", many_endpoints),
+    ("only_what_others_change_is_read_again", read_again),
+    ("what_others_add_meanwhile_never_passes_for_ours", spoiled),
     ("counters_survive_a_replacement", counters_survive),
     ("a_torn_record_means_to_apply_again", torn_record),
     ("remove_takes_the_table_and_its_record", remove),
@@ -102,6 +105,63 @@ fn endpoints_change() {
     let step = Step::GuardEndpoints { add: remove.into(), remove: remove.into() };
     lab.nft(|nft| nft.apply(&step).unwrap_err());
     assert_eq!(lab.observe().firewall.unwrap().endpoints, wanted);
+}
+
+/// Sockets of both families, more than a transaction holds.
+fn many() -> BTreeSet<SocketAddr> {
+    let v4 = (0..2000u16).map(|n| SocketAddr::from(([192, 0, 2, 7], 1024 + n)));
+    let v6 = (0..2000u16).map(|n| SocketAddr::from(([0x2001, 0xdb8, 0, 0, 0, 0, 0, n], 51820)));
+    v4.chain(v6).collect()
+}
+
+fn many_endpoints() {
+    let lab = Lab::new();
+    lab.set_firewall(&firewall());
+    let none = BTreeSet::new();
+    lab.apply(&Step::GuardEndpoints { add: many(), remove: none.clone() });
+    assert_eq!(lab.observe().firewall.unwrap().endpoints, many());
+    // What is there already may be added.
+    lab.apply(&Step::GuardEndpoints { add: many(), remove: none.clone() });
+    lab.apply(&Step::GuardEndpoints { add: none.clone(), remove: many() });
+    assert_eq!(lab.observe().firewall.unwrap().endpoints, none);
+}
+
+fn read_again() {
+    let lab = Lab::new();
+    lab.set_firewall(&firewall());
+    lab.nft(|nft| {
+        let observe = || nft.observe_changed(51820).unwrap();
+        assert!(observe().is_some(), "the first time");
+        assert_eq!(observe(), None);
+        nft.apply(&Step::GuardEndpoints { add: many(), remove: BTreeSet::new() }).unwrap();
+        assert_eq!(observe(), None, "our own change");
+        lab.node.sh("nft add element inet wg-overlay endpoints4 '{ 198.51.100.1 . 7 }'");
+        assert_eq!(observe().unwrap().firewall.unwrap().endpoints.len(), many().len() + 1);
+        assert_eq!(observe(), None);
+        lab.node.sh("nft add table inet someone");
+        nft.apply(&Step::GuardEndpoints { add: BTreeSet::new(), remove: many() }).unwrap();
+        assert!(observe().is_some(), "another's change before ours");
+        nft.apply(&Step::SetFirewall { ruleset: ruleset(&firewall()), endpoints: many() }).unwrap();
+        assert!(observe().is_some(), "the table itself");
+    });
+}
+
+fn spoiled() {
+    let lab = Lab::new();
+    for round in 0..20 {
+        lab.set_firewall(&firewall());
+        let spoil = || lab.node.sh("nft insert rule inet wg-overlay mss_clamp counter accept");
+        std::thread::scope(|scope| {
+            let spoiler = scope.spawn(spoil);
+            lab.set_firewall(&endpoints());
+            spoiler.join().unwrap();
+        });
+        let is_spoiled = lab.node.sh("nft list chain inet wg-overlay mss_clamp").contains("counter");
+        let ruleset = lab.observe().firewall.unwrap().ruleset;
+        assert!(!is_spoiled || ruleset.is_empty(), "round {round}");
+    }
+    lab.set_firewall(&endpoints());
+    assert_eq!(lab.observe().firewall.unwrap().ruleset, ruleset(&endpoints()));
 }
 
 fn counters_survive() {

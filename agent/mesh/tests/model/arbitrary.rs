@@ -8,8 +8,9 @@ use std::{
 use ipnet::IpNet;
 use proptest::{collection::btree_map, option, prelude::*, sample::select};
 use wg_overlay_mesh::{
-    ClusterView, DesiredState, HostChain, HostChainState, Implementation, Local, NodeRecord, ObservedBridge,
-    ObservedDevice, ObservedFirewall, ObservedPeer, ObservedRoute, ObservedState, annotation, ruleset,
+    ClusterView, DesiredState, HostChain, HostChainState, Implementation, IpNets, Local, NodeRecord,
+    ObservedBridge, ObservedDevice, ObservedFirewall, ObservedPeer, ObservedRoute, ObservedState, annotation,
+    ruleset,
 };
 
 use super::cluster::{decided, fresh, ip, key, local, name, net, nets, node, set, set_key, v4, v6, view};
@@ -58,8 +59,9 @@ fn any_view() -> impl Strategy<Value = ClusterView> {
     })
 }
 
+/// What a Node says otherwise than an honest one.
 #[derive(Debug, Clone)]
-struct NodeChange {
+pub struct NodeChange {
     created: Option<i64>,
     key: Option<u8>,
     cidr: Option<(u8, bool, bool)>,
@@ -68,7 +70,7 @@ struct NodeChange {
     values: Vec<(&'static str, &'static str)>,
 }
 
-fn any_node() -> impl Strategy<Value = NodeChange> {
+pub fn any_node() -> impl Strategy<Value = NodeChange> {
     let values = [
         (annotation::LISTEN_PORT, "51821"),
         (annotation::MTU, "1300"),
@@ -98,7 +100,8 @@ fn any_node() -> impl Strategy<Value = NodeChange> {
 }
 
 impl NodeChange {
-    fn apply(self, n: u8) -> NodeRecord {
+    /// The record of `worker-n`.
+    pub fn apply(self, n: u8) -> NodeRecord {
         let mut record = node(n);
         record.created = self.created.unwrap_or(record.created);
         if let Some(other) = self.key {
@@ -124,7 +127,7 @@ impl NodeChange {
 }
 
 /// The prefixes that peers, routes and links of the generated kernels have: nodes', a whole cluster's, foreign ones.
-fn prefixes() -> Vec<IpNet> {
+pub fn prefixes() -> Vec<IpNet> {
     let nodes = (1..=10).flat_map(|n| [v4(n), v6(n)]);
     nodes.chain(nets(["10.244.0.0/16", "10.99.0.0/16", "0.0.0.0/0", "10.244.3.9/32"])).collect()
 }
@@ -228,7 +231,7 @@ fn any_peers() -> impl Strategy<Value = BTreeMap<wg_overlay_mesh::PublicKey, Obs
     })
 }
 
-fn any_peer() -> impl Strategy<Value = ObservedPeer> {
+pub fn any_peer() -> impl Strategy<Value = ObservedPeer> {
     let sockets =
         ["192.0.2.3:51820", "203.0.113.7:4000", "198.51.100.1:9"].map(|s| s.parse().unwrap()).to_vec();
     (
@@ -241,7 +244,7 @@ fn any_peer() -> impl Strategy<Value = ObservedPeer> {
         .prop_map(|(endpoint, written_endpoint, keepalive, preshared_key, age)| ObservedPeer {
             endpoint,
             written_endpoint,
-            allowed_ips: BTreeSet::new(),
+            allowed_ips: IpNets::default(),
             keepalive,
             preshared_key,
             handshake_age: age.map(Duration::from_secs),

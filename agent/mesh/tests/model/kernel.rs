@@ -250,12 +250,12 @@ fn set_peer(change: &PeerChange, state: &mut ObservedState) -> Result<(), String
     }
     let nets = change.replace_allowed_ips.as_ref().unwrap_or(&change.add_allowed_ips);
     for other in state.peers.values_mut() {
-        other.allowed_ips = &other.allowed_ips - nets;
+        other.allowed_ips = other.allowed_ips.iter().filter(|net| !nets.contains(net)).copied().collect();
     }
     let peer = state.peers.entry(key).or_default();
     match &change.replace_allowed_ips {
-        Some(all) => peer.allowed_ips.clone_from(all),
-        None => peer.allowed_ips.extend(nets),
+        Some(all) => peer.allowed_ips = all.iter().copied().collect(),
+        None => peer.allowed_ips.extend(nets.iter().copied()),
     }
     if let Some(endpoint) = change.endpoint {
         (peer.endpoint, peer.written_endpoint) = (Some(endpoint), Some(endpoint));

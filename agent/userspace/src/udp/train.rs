@@ -2,14 +2,13 @@
 
 use std::{
     io::{self, IoSlice},
-    net::SocketAddr,
-    os::fd::AsRawFd,
+    os::fd::{AsRawFd, BorrowedFd},
 };
 
-use gotatun::{packet::Packet, udp::socket::UdpSocket};
 use nix::sys::socket::{ControlMessage, MsgFlags, SockaddrStorage, sendmsg};
 use rustix::io::Errno;
-use tokio::io::Interest;
+
+use super::Outgoing;
 
 /// Most segments of one train: UDP_MAX_SEGMENTS (include/linux/udp.h) is 64 before Linux 6.10.
 pub(super) const MAX_SEGMENTS: usize = 64;
@@ -19,7 +18,7 @@ const MAX_BYTES: usize = 65_507;
 
 /// How many of the first packets make one train: same endpoint and size, the last may be shorter.
 /// At least 1 where there are packets.
-pub(super) fn length(packets: &[(Packet, SocketAddr)]) -> usize {
+pub(super) fn length(packets: &[Outgoing]) -> usize {
     let Some((first, endpoint)) = packets.first() else {
         return 0;
     };
@@ -40,7 +39,7 @@ pub(super) fn length(packets: &[(Packet, SocketAddr)]) -> usize {
 }
 
 /// Sends `train` in one call. All or nothing is sent.
-pub(super) async fn send(socket: &UdpSocket, train: &[(Packet, SocketAddr)]) -> io::Result<()> {
+pub(super) fn send(socket: BorrowedFd<'_>, train: &[Outgoing]) -> io::Result<()> {
     let Some((first, destination)) = train.first() else {
         return Ok(());
     };
@@ -48,14 +47,8 @@ pub(super) async fn send(socket: &UdpSocket, train: &[(Packet, SocketAddr)]) -> 
     let slices: Vec<IoSlice> = train.iter().map(|(packet, _)| IoSlice::new(packet)).collect();
     let control = [ControlMessage::UdpGsoSegments(&size)];
     let address = SockaddrStorage::from(*destination);
-    let fd = socket.socket().as_raw_fd();
-    socket
-        .socket()
-        .async_io(Interest::WRITABLE, || {
-            sendmsg(fd, &slices, &control, MsgFlags::MSG_DONTWAIT, Some(&address))?;
-            Ok(())
-        })
-        .await
+    sendmsg(socket.as_raw_fd(), &slices, &control, MsgFlags::MSG_DONTWAIT, Some(&address))?;
+    Ok(())
 }
 
 /// What an error of [`send`] says of trains, where it is not of the endpoint.
@@ -79,6 +72,9 @@ pub(super) fn refusal(error: &io::Error) -> Option<Refusal> {
 
 #[cfg(test)]
 mod tests {
+    use std::net::SocketAddr;
+
+    use gotatun::packet::Packet;
     use proptest::prelude::*;
 
     use super::*;

@@ -158,7 +158,7 @@ impl Node {
 
     /// Starts the node's device and waits until `wg` can read it.
     pub fn start(&mut self, mtu: u16) -> Outcome {
-        self.start_logging(mtu, "info,gotatun=warn,wg_overlay_userspace=debug")
+        self.start_logging(mtu, "info,wg_overlay_userspace=debug")
     }
 
     pub fn start_logging(&mut self, mtu: u16, log: &str) -> Outcome {

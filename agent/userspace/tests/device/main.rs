@@ -15,6 +15,7 @@ mod lab;
 mod life;
 mod noise;
 mod packets;
+mod traffic;
 
 fn main() -> ExitCode {
     match std::env::var("WGU_ROLE").as_deref() {
@@ -23,12 +24,18 @@ fn main() -> ExitCode {
         Ok("echo") => return packets::echo(),
         Ok("values") => return packets::values(),
         Ok("noise") => return noise::main(),
+        Ok("flood") => return traffic::flood(),
         Ok("hold") => return configuration::hold(),
         Ok("control") => return configuration::wireguard_control(),
         _ => {}
     }
     let missing = missing();
-    let tests = life::TESTS.iter().chain(packets::TESTS).chain(configuration::TESTS).chain(noise::TESTS);
+    let tests = life::TESTS
+        .iter()
+        .chain(packets::TESTS)
+        .chain(configuration::TESTS)
+        .chain(noise::TESTS)
+        .chain(traffic::TESTS);
     let trials = tests
         .map(|(name, test)| {
             let trial = Trial::test(*name, || test().map_err(Into::into));
@@ -46,7 +53,7 @@ fn missing() -> Option<String> {
     if let Err(error) = File::options().read(true).write(true).open("/dev/net/tun") {
         return Some(format!("/dev/net/tun: {error}"));
     }
-    for tool in ["ip", "wg", "nsenter", "ping", "iperf3", "ethtool", "nft"] {
+    for tool in ["ip", "wg", "nsenter", "ping", "iperf3", "ethtool", "nft", "ss"] {
         if lab::sh(&format!("command -v {tool}")).is_err() {
             return Some(format!("no {tool}"));
         }

@@ -157,7 +157,7 @@ pub fn burst() -> ExitCode {
 }
 
 /// The end of a role.
-fn finish(outcome: Result<(), Box<dyn std::error::Error>>) -> ExitCode {
+pub fn finish(outcome: Result<(), Box<dyn std::error::Error>>) -> ExitCode {
     match outcome {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {

@@ -1,0 +1,226 @@
+//! The endpoint sets' elements and the generation of all tables, over a netlink socket of our own (nfnetlink;
+//! include/uapi/linux/netfilter/nf_tables.h).
+//!
+//! It stands apart from the `nft` program because one Node's change is one element, for which a program is dear, and
+//! because the port of a socket that is kept tells our own changes from others' in the events. The kernel answers while a
+//! request is being sent, so nothing here waits.
+
+use std::{
+    collections::BTreeSet,
+    io,
+    net::{IpAddr, SocketAddr},
+};
+
+use netlink_packet_core::{NLM_F_ACK, NLM_F_CREATE, NLM_F_REQUEST, NetlinkBuffer};
+use netlink_sys::{Socket, protocols::NETLINK_NETFILTER};
+use wg_overlay_mesh::TABLE;
+
+use crate::{
+    events::attribute,
+    netlink::{ANSWER, split},
+};
+
+/// The tables of a network namespace.
+#[derive(Debug)]
+pub(super) struct Tables {
+    socket: Socket,
+    port: u32,
+    sequence: u32,
+}
+
+/// Elements in one transaction: of IPv6 each takes 32 bytes, an attribute holds 64 KiB, a socket's buffer 208 KiB.
+const TRANSACTION: usize = 1500;
+
+type Change<'a> = (Verb, &'a SocketAddr);
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Verb {
+    Delete,
+    Add,
+}
+
+impl Tables {
+    pub(super) fn open() -> io::Result<Self> {
+        let mut socket = Socket::new(NETLINK_NETFILTER)?;
+        let port = socket.bind_auto()?.port_number();
+        socket.set_non_blocking(true)?;
+        socket.set_cap_ack(true)?;
+        Ok(Self { socket, port, sequence: 0 })
+    }
+
+    /// The port that the kernel names in the events of this socket's changes.
+    pub(super) fn port(&self) -> u32 {
+        self.port
+    }
+
+    /// How many transactions there have been, by whomever.
+    pub(super) fn generation(&mut self) -> io::Result<u32> {
+        let first = self.sequence.wrapping_add(1);
+        let mut datagram = Vec::new();
+        self.message(&mut datagram, NFT_MSG_GETGEN, 0, (0, 0), |_| {});
+        self.socket.send(&datagram, 0)?;
+        let mut generation = None;
+        self.answers(first, |message| {
+            let id = attribute(message.payload(), NFTA_GEN_ID).and_then(|id| id.try_into().ok());
+            generation = generation.or(id.map(u32::from_be_bytes));
+        })?;
+        generation.ok_or_else(no_answer)
+    }
+
+    /// Removes elements and adds others, and gives the number of transactions. What is to be removed must be there, what
+    /// is added may be.
+    ///
+    /// # Errors
+    /// What the kernel answers. Nothing of up to 1,500 elements has then changed; of more, some may have.
+    pub(super) fn change(
+        &mut self,
+        remove: &BTreeSet<SocketAddr>,
+        add: &BTreeSet<SocketAddr>,
+    ) -> io::Result<u32> {
+        let remove = remove.iter().map(|e| (Verb::Delete, e));
+        let all: Vec<Change<'_>> = remove.chain(add.iter().map(|e| (Verb::Add, e))).collect();
+        let mut transactions = 0;
+        for part in all.chunks(TRANSACTION) {
+            self.transaction(part)?;
+            transactions += 1;
+        }
+        Ok(transactions)
+    }
+
+    fn transaction(&mut self, changes: &[Change<'_>]) -> io::Result<()> {
+        let first = self.sequence.wrapping_add(1);
+        let mut datagram = Vec::new();
+        self.message(&mut datagram, NFNL_MSG_BATCH_BEGIN, 0, (0, NFNL_SUBSYS_NFTABLES), |_| {});
+        // sockets are sorted: one family, then the other
+        for run in changes.chunk_by(|a, b| a.0 == b.0 && a.1.is_ipv4() == b.1.is_ipv4()) {
+            let Some((verb, socket)) = run.first() else { continue };
+            let (kind, flags) = match verb {
+                Verb::Add => (NFT_MSG_NEWSETELEM, NLM_F_CREATE | NLM_F_ACK),
+                Verb::Delete => (NFT_MSG_DELSETELEM, NLM_F_ACK),
+            };
+            let set = if socket.is_ipv4() { "endpoints4" } else { "endpoints6" };
+            self.message(&mut datagram, kind, flags, (NFPROTO_INET, 0), |message| {
+                elements(message, set, run)
+            });
+        }
+        let last = self.sequence;
+        self.message(&mut datagram, NFNL_MSG_BATCH_END, 0, (0, NFNL_SUBSYS_NFTABLES), |_| {});
+        self.socket.send(&datagram, 0)?;
+        let mut done = false;
+        self.answers(first, |message| done |= message.sequence_number() == last)?;
+        if done { Ok(()) } else { Err(no_answer()) }
+    }
+
+    /// Appends a message with the header of all nfnetlink messages: family, version 0, resource.
+    fn message(
+        &mut self,
+        datagram: &mut Vec<u8>,
+        kind: u16,
+        flags: u16,
+        (family, resource): (u8, u16),
+        body: impl FnOnce(&mut Vec<u8>),
+    ) {
+        self.sequence = self.sequence.wrapping_add(1);
+        let start = datagram.len();
+        datagram.extend([0; 4]);
+        datagram.extend(kind.to_ne_bytes());
+        datagram.extend((NLM_F_REQUEST | flags).to_ne_bytes());
+        datagram.extend(self.sequence.to_ne_bytes());
+        datagram.extend([0; 4]);
+        datagram.extend([family, 0]);
+        datagram.extend(resource.to_be_bytes());
+        body(datagram);
+        let length = u32::try_from(datagram.len() - start).unwrap_or(u32::MAX);
+        put(datagram, start, &length.to_ne_bytes());
+    }
+
+    /// Reads what the kernel has answered to the requests from `first` on; the first refusal is the error.
+    fn answers(&self, first: u32, mut take: impl FnMut(&NetlinkBuffer<&[u8]>)) -> io::Result<()> {
+        let mut refusal = None;
+        let mut datagram = Vec::with_capacity(ANSWER);
+        loop {
+            datagram.clear();
+            match self.socket.recv(&mut datagram, 0) {
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => break,
+                answer => answer?,
+            };
+            for message in split(&datagram) {
+                if message.sequence_number().wrapping_sub(first) > self.sequence.wrapping_sub(first) {
+                    continue; // an answer to an earlier request, whose reading was broken off
+                }
+                let code = message.payload().first_chunk().filter(|_| message.message_type() == NLMSG_ERROR);
+                match code.map(|code| i32::from_ne_bytes(*code)) {
+                    Some(code) if code < 0 => refusal = refusal.or(Some(code.saturating_neg())),
+                    _ => take(&message),
+                }
+            }
+        }
+        refusal.map_or(Ok(()), |code| Err(io::Error::from_raw_os_error(code)))
+    }
+}
+
+fn elements(message: &mut Vec<u8>, set: &str, changes: &[Change<'_>]) {
+    let name = |text: &str| [text.as_bytes(), &[0]].concat();
+    nest(message, NFTA_SET_ELEM_LIST_TABLE, |out| out.extend(name(TABLE)));
+    nest(message, NFTA_SET_ELEM_LIST_SET, |out| out.extend(name(set)));
+    nest(message, NFTA_SET_ELEM_LIST_ELEMENTS | NLA_F_NESTED, |list| {
+        for (_, socket) in changes {
+            nest(list, NFTA_LIST_ELEM | NLA_F_NESTED, |element| {
+                nest(element, NFTA_SET_ELEM_KEY | NLA_F_NESTED, |key| {
+                    nest(key, NFTA_DATA_VALUE, |value| value.extend(concatenated(socket)));
+                });
+            });
+        }
+    });
+}
+
+/// A key of the type `address . inet_service`: each part begins at a multiple of 4 bytes (nft(8), concatenations).
+fn concatenated(socket: &SocketAddr) -> Vec<u8> {
+    let mut key = match socket.ip() {
+        IpAddr::V4(ip) => ip.octets().to_vec(),
+        IpAddr::V6(ip) => ip.octets().to_vec(),
+    };
+    key.extend(socket.port().to_be_bytes());
+    key.extend([0; 2]);
+    key
+}
+
+/// Appends an attribute: length, type, what the closure writes, and zeros up to a multiple of 4 bytes.
+fn nest(out: &mut Vec<u8>, kind: u16, body: impl FnOnce(&mut Vec<u8>)) {
+    let start = out.len();
+    out.extend([0; 2]);
+    out.extend(kind.to_ne_bytes());
+    body(out);
+    let length = u16::try_from(out.len() - start).unwrap_or(u16::MAX);
+    put(out, start, &length.to_ne_bytes());
+    out.resize(out.len().next_multiple_of(4), 0);
+}
+
+fn put(out: &mut [u8], at: usize, bytes: &[u8]) {
+    if let Some(room) = out.get_mut(at..at + bytes.len()) {
+        room.copy_from_slice(bytes);
+    }
+}
+
+fn no_answer() -> io::Error {
+    io::Error::new(io::ErrorKind::TimedOut, "the kernel gave no answer")
+}
+
+const NLMSG_ERROR: u16 = 2;
+const NLA_F_NESTED: u16 = 1 << 15;
+/// include/uapi/linux/netfilter/nfnetlink.h
+const NFNL_MSG_BATCH_BEGIN: u16 = 0x10;
+const NFNL_MSG_BATCH_END: u16 = 0x11;
+const NFNL_SUBSYS_NFTABLES: u16 = 10;
+/// include/uapi/linux/netfilter.h
+const NFPROTO_INET: u8 = 1;
+const NFT_MSG_NEWSETELEM: u16 = NFNL_SUBSYS_NFTABLES << 8 | 12;
+const NFT_MSG_DELSETELEM: u16 = NFNL_SUBSYS_NFTABLES << 8 | 14;
+const NFT_MSG_GETGEN: u16 = NFNL_SUBSYS_NFTABLES << 8 | 16;
+const NFTA_SET_ELEM_LIST_TABLE: u16 = 1;
+const NFTA_SET_ELEM_LIST_SET: u16 = 2;
+const NFTA_SET_ELEM_LIST_ELEMENTS: u16 = 3;
+const NFTA_LIST_ELEM: u16 = 1;
+const NFTA_SET_ELEM_KEY: u16 = 1;
+const NFTA_DATA_VALUE: u16 = 1;
+const NFTA_GEN_ID: u16 = 1;

@@ -1,0 +1,115 @@
+//! Deciding on a part: the Nodes that changed, and those that share a key or an address with them, or with one that does.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    net::SocketAddr,
+    sync::Arc,
+};
+
+use ipnet::IpNet;
+
+use super::{Changes, Mesh, Part, Touched, sockets};
+use crate::{
+    Cluster, Decision, ObservedState,
+    basis::Basis,
+    claim::{Claim, Known},
+    prefix::host_prefix,
+};
+
+impl Mesh {
+    pub(super) fn follow(
+        &mut self,
+        basis: &Basis,
+        mut decision: Decision,
+        cluster: &impl Cluster,
+        observed: &ObservedState,
+        changes: Changes,
+    ) -> (Decision, Touched) {
+        let mut part = Part { peers: changes.peers, ..Part::default() };
+        let mut near = std::mem::take(&mut self.moved);
+        for name in &changes.nodes {
+            if let Some((node, before)) = self.read(basis, name, cluster.record(name).as_deref()) {
+                withdraw(&node, &before, &mut decision);
+                part.note(&node, &before, sockets(basis, &before));
+                near.extend(before.addresses.iter().map(|ip| host_prefix(*ip)));
+            }
+            if let Some((node, now)) = self.nodes.get_key_value(name.as_str()) {
+                part.note(node, now, sockets(basis, now));
+                near.extend(now.addresses.iter().map(|ip| host_prefix(*ip)));
+            }
+        }
+        let nodes = self.connected(&part, &near);
+        let known: Vec<_> = nodes.iter().filter_map(|node| self.nodes.get_key_value(node)).collect();
+        for (node, known) in &known {
+            withdraw(node, known, &mut decision);
+            part.note(node, known, BTreeSet::new());
+        }
+        let holders = std::mem::take(&mut decision.holders);
+        let held = self.add(basis, known, &holders, observed, &mut decision);
+        decision.holders = holders;
+        self.moved = hand_over(&mut decision.holders, &basis.own, &part.prefixes, held);
+        for socket in &part.endpoints {
+            match self.index.has_endpoint(socket) {
+                true => decision.desired.firewall.endpoints.insert(*socket),
+                false => decision.desired.firewall.endpoints.remove(socket),
+            };
+        }
+        (decision, Touched::Only(part))
+    }
+
+    /// The Nodes of a part and at these prefixes, and whoever they are in conflict with.
+    fn connected(&self, part: &Part, near: &BTreeSet<IpNet>) -> BTreeSet<Arc<str>> {
+        let mut found = BTreeSet::new();
+        let mut queue: Vec<&Arc<str>> = part.nodes.iter().collect();
+        queue.extend(part.peers.iter().flat_map(|key| self.index.with_key(*key)));
+        queue.extend(part.prefixes.union(near).flat_map(|net| self.index.overlapping(net)));
+        while let Some(node) = queue.pop() {
+            if !found.insert(node.clone()) {
+                continue;
+            }
+            if let Some(Ok(claim)) = self.nodes.get(node).map(|known| &known.claim) {
+                queue.extend(self.index.with_key(claim.key));
+                claim.prefixes().for_each(|net| queue.extend(self.index.overlapping(&net)));
+            }
+        }
+        found
+    }
+}
+
+impl Part {
+    fn note(&mut self, node: &Arc<str>, known: &Known, sockets: BTreeSet<SocketAddr>) {
+        self.nodes.insert(node.clone());
+        self.endpoints.extend(sockets);
+        if let Ok(claim) = &known.claim {
+            self.peers.insert(claim.key);
+            self.prefixes.extend(claim.prefixes());
+        }
+    }
+}
+
+/// Takes out what a decision says of a Node, who holds what apart.
+fn withdraw(node: &Arc<str>, known: &Known, decision: &mut Decision) {
+    decision.refusals.remove(&**node);
+    decision.unresolved.remove(&**node);
+    let Ok(claim) = &known.claim else { return };
+    let desired = &mut decision.desired;
+    if desired.peers.get(&claim.key).is_some_and(|peer| *peer.node == **node) {
+        desired.peers.remove(&claim.key);
+        for net in claim.prefixes() {
+            desired.routes.remove(&net);
+        }
+    }
+}
+
+/// Gives prefixes to those who hold them now; what nobody holds any more is free. Gives those that moved.
+fn hand_over(
+    holders: &mut BTreeMap<IpNet, String>,
+    own: &Claim,
+    prefixes: &BTreeSet<IpNet>,
+    held: Vec<(IpNet, String)>,
+) -> BTreeSet<IpNet> {
+    let others = prefixes.iter().filter(|net| !own.prefixes().any(|own| own == **net));
+    let before: Vec<_> = others.map(|net| (*net, holders.remove(net))).collect();
+    holders.extend(held);
+    before.into_iter().filter(|(net, node)| holders.get(net) != node.as_ref()).map(|(net, _)| net).collect()
+}

@@ -1,0 +1,85 @@
+//! User-space tunnels: the way there and back, idle and while a TCP stream of a set rate passes.
+
+use std::process::Stdio;
+
+use anyhow::{Context as _, Result, ensure};
+use serde_json::Value;
+
+use crate::engines::{Engine, Engines, Kind};
+use crate::report::Findings;
+use crate::stats::{median, quantile};
+use crate::{Options, each_round_of};
+
+/// Pings of one figure, 2 ms apart: of the slowest hundredth there are ten.
+const PINGS: &str = "1000";
+const INTERVAL: &str = "0.002";
+
+/// What one engine gave, round by round, in milliseconds: p50, p99 idle, p50, p99 loaded.
+type Series = [Vec<f64>; 4];
+
+/// Measures the rows of `Group::Latency`.
+pub fn measure(options: &Options, findings: &mut Findings) -> Result<()> {
+    let engines = Engines::start(&Kind::ALL)?;
+    let rate = half_of_the_slowest(&engines)?;
+    let data = each_round_of(options.rounds, &engines.all, |engine, series: &mut Series| {
+        let idle = ping(&engines, &engine)?;
+        let mut load = engines.iperf3_command(&engine, &["-t", "4", "-b", &rate])?;
+        let mut load = load.stdout(Stdio::null()).spawn().context("start iperf3")?;
+        let loaded = ping(&engines, &engine)?;
+        ensure!(load.try_wait()?.is_none(), "the load ended before the pings");
+        ensure!(load.wait()?.success(), "iperf3 failed");
+        for (column, (times, at)) in
+            series.iter_mut().zip([(&idle, 0.5), (&idle, 0.99), (&loaded, 0.5), (&loaded, 0.99)])
+        {
+            column.push(quantile(times, at).context("no ping came back")?);
+        }
+        Ok(())
+    })?;
+    for (column, row) in
+        ["ping-idle-p50", "ping-idle-p99", "ping-half-p50", "ping-half-p99"].into_iter().enumerate()
+    {
+        compare(findings, row, &engines, &data, column)?;
+    }
+    Ok(())
+}
+
+/// Ours beside the quickest peer, the others told.
+fn compare(
+    findings: &mut Findings,
+    row: &'static str,
+    engines: &Engines,
+    data: &[Series],
+    column: usize,
+) -> Result<()> {
+    let of = |series: &Series| series.get(column).cloned().unwrap_or_default();
+    let table: Vec<(Kind, Vec<f64>)> =
+        engines.all.iter().zip(data).map(|(engine, series)| (engine.kind, of(series))).collect();
+    let middle = |figures: &[f64]| median(figures).unwrap_or(f64::MAX);
+    let peers = table.iter().filter(|(kind, _)| kind.is_peer());
+    let best = peers.min_by(|a, b| middle(&a.1).total_cmp(&middle(&b.1))).context("no peer was measured")?;
+    let ours = table.iter().find(|(kind, _)| *kind == Kind::Ours).context("we were not measured")?;
+    let beside = table.iter().filter(|(kind, _)| *kind != Kind::Ours && *kind != best.0);
+    let beside = beside.map(|(kind, figures)| (kind.name().to_owned(), middle(figures))).collect();
+    findings.paired_beside(row, &ours.1, best.0.name(), &best.1, beside)
+}
+
+/// In bits a second, as iperf3 takes it.
+fn half_of_the_slowest(engines: &Engines) -> Result<String> {
+    let mut slowest = f64::MAX;
+    for engine in engines.all.iter().filter(|engine| engine.kind.is_peer()) {
+        let report = engines.iperf3(engine, &["-t", "2"])?;
+        let rate = report.pointer("/end/sum_received/bits_per_second").and_then(Value::as_f64);
+        slowest = slowest.min(rate.context("iperf3 tells no rate")?);
+    }
+    Ok(format!("{:.0}", slowest / 2.0))
+}
+
+/// The times of the pings that came back, in milliseconds; a lost one is an error.
+fn ping(engines: &Engines, engine: &Engine) -> Result<Vec<f64>> {
+    let target = engine.target();
+    let said = engines.client()?.exec("ping", ["-n", "-i", INTERVAL, "-c", PINGS, &target])?;
+    let times = said.lines().filter_map(|line| line.split_once("time=")?.1.split(' ').next()?.parse().ok());
+    let times: Vec<f64> = times.collect();
+    ensure!(!times.is_empty(), "ping {target}: {said}");
+    Ok(times)
+}

@@ -1,0 +1,127 @@
+//! One Node of 5,000 changes: what is written for it, and what it costs the agent; and heartbeats, which change nothing.
+
+use std::time::Duration;
+
+use anyhow::{Context as _, Result, ensure};
+use serde_json::json;
+use wg_overlay_e2e::lab::{ApiClient, Lab, eventually};
+
+use super::{Agent, NODES};
+use crate::Options;
+use crate::floor::{hex, uapi};
+use crate::nodes::{FIRST, MadeUp, conditions};
+use crate::process::inside;
+use crate::report::Findings;
+use crate::stats::median;
+use crate::strace::Trace;
+
+/// Changes of one kind for each round of the bench: children's processor time comes in ticks of 10 ms.
+const CHANGES: u32 = 3;
+const HEARTBEATS: u32 = 300;
+const PATIENCE: Duration = Duration::from_secs(60);
+
+/// One kind of change, and its rows.
+struct Kind {
+    rows: [&'static str; 3],
+    /// Changes the node and tells the API.
+    make: fn(&ApiClient, &mut MadeUp) -> Result<()>,
+    /// The first node that is changed; each kind has its own.
+    from: u16,
+}
+
+const KINDS: [Kind; 4] = [
+    Kind { rows: ["address-peers", "address-routes", "address-cpu"], make: readdress, from: 100 },
+    Kind { rows: ["new-peers", "new-routes", "new-cpu"], make: join, from: FIRST + NODES },
+    Kind { rows: ["pod-cidr-peers", "pod-cidr-routes", "pod-cidr-cpu"], make: renumber, from: 300 },
+    Kind { rows: ["key-peers", "key-routes", "key-cpu"], make: rekey, from: 400 },
+];
+
+/// Measures changes and heartbeats.
+pub fn measure(lab: &Lab, agent: &Agent<'_>, options: &Options, findings: &mut Findings) -> Result<()> {
+    let changes = u16::try_from(options.rounds * CHANGES).unwrap_or(u16::MAX).min(90);
+    KINDS.iter().try_for_each(|kind| change(kind, changes, lab, agent, findings))?;
+    heartbeats(lab, agent, findings)
+}
+
+fn change(kind: &Kind, changes: u16, lab: &Lab, agent: &Agent<'_>, findings: &mut Findings) -> Result<()> {
+    let before = agent.at_rest()?;
+    let mut after = before;
+    for number in kind.from..kind.from + changes {
+        after = change_one(kind, number, lab, agent)?;
+    }
+    let [peers_row, routes_row, cpu_row] = kind.rows;
+    findings.single(cpu_row, (after - before) * 1e3 / f64::from(changes));
+    let (mut peers, mut routes) = (Vec::new(), Vec::new());
+    for number in (kind.from + changes..).take(3) {
+        let trace = Trace::start(agent.pid(), lab.folder())?;
+        change_one(kind, number, lab, agent)?;
+        let messages = trace.stop()?;
+        peers.push(messages.peers as f64);
+        routes.push(messages.routes as f64);
+    }
+    findings.single(peers_row, median(&peers).context("no trace")?);
+    findings.single(routes_row, median(&routes).context("no trace")?);
+    Ok(())
+}
+
+/// Changes a node and waits until its peer is as it says; gives the agent's processor time after it.
+fn change_one(kind: &Kind, number: u16, lab: &Lab, agent: &Agent<'_>) -> Result<f64> {
+    let mut node = MadeUp::new(number);
+    (kind.make)(lab.api(), &mut node)?;
+    inside(agent.namespace(), || {
+        eventually(PATIENCE, &format!("{} is a peer as it says", node.name()), || is_programmed(&node))
+    })?;
+    agent.at_rest()
+}
+
+fn is_programmed(node: &MadeUp) -> Result<()> {
+    let settings = uapi("get=1\n\n")?;
+    let peer = settings.split("public_key=").find(|peer| peer.starts_with(&hex(&node.key_bytes())));
+    let peer = peer.with_context(|| format!("no peer {}", node.name()))?;
+    ensure!(peer.contains(&format!("endpoint={}:51820\n", node.address())), "{}: {peer}", node.name());
+    for net in node.pod_cidrs() {
+        ensure!(peer.contains(&format!("allowed_ip={net}\n")), "{}: {peer}", node.name());
+    }
+    Ok(())
+}
+
+fn readdress(api: &ApiClient, node: &mut MadeUp) -> Result<()> {
+    node.net = 29;
+    api.patch_status(&node.name(), &json!({ "status": { "addresses": node.addresses() } })).map(drop)
+}
+
+fn join(api: &ApiClient, node: &mut MadeUp) -> Result<()> {
+    api.create("/api/v1/nodes", &node.object()).map(drop)
+}
+
+fn renumber(api: &ApiClient, node: &mut MadeUp) -> Result<()> {
+    node.pods += 6000;
+    let [v4, v6] = node.pod_cidrs();
+    let patch = json!({
+        "metadata": { "annotations": node.annotations() },
+        "spec": { "podCIDR": v4, "podCIDRs": [v4, v6] },
+    });
+    api.patch_node(&node.name(), &patch).map(drop)
+}
+
+fn rekey(api: &ApiClient, node: &mut MadeUp) -> Result<()> {
+    node.key = 2;
+    api.annotate(&node.name(), &node.annotations()).map(drop)
+}
+
+fn heartbeats(lab: &Lab, agent: &Agent<'_>, findings: &mut Findings) -> Result<()> {
+    let beat = |number: u32| {
+        let node = MadeUp::new(FIRST + 1000 + (number % 1000) as u16);
+        lab.api().patch_status(&node.name(), &json!({ "status": { "conditions": conditions(number) } }))
+    };
+    let before = agent.at_rest()?;
+    (1..=HEARTBEATS).try_for_each(|number| beat(number).map(drop))?;
+    let after = agent.works_and_rests(before)?;
+    findings.single("heartbeat-cpu", (after - before) * 1e6 / f64::from(HEARTBEATS));
+    let trace = Trace::start(agent.pid(), lab.folder())?;
+    let before = agent.at_rest()?;
+    (HEARTBEATS + 1..HEARTBEATS + 20).try_for_each(|number| beat(number).map(drop))?;
+    agent.works_and_rests(before)?;
+    findings.single("heartbeat-messages", trace.stop()?.all as f64);
+    Ok(())
+}
