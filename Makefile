@@ -92,7 +92,7 @@ bench: build
 
 # A few minutes of it, for CI: fails where a ratio lies beyond its target by more than a factor of 2.
 bench-smoke: build
-	@benches/peers
+	@benches/peers smoke
 	@$(RELEASE)/bench --smoke --out $(OUT)/bench
 
 lint: prerequisites

@@ -18,7 +18,7 @@ use std::process::ExitCode;
 use clap::Parser;
 use wg_overlay_userspace::Recycling;
 
-/// The system's allocator, but for the threads of a user-space device.
+/// dlmalloc, but for the threads of a user-space device.
 #[global_allocator]
 static ALLOCATOR: Recycling = Recycling;
 

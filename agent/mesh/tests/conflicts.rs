@@ -4,7 +4,7 @@
 
 mod model;
 
-use std::{collections::BTreeSet, net::SocketAddr};
+use std::net::SocketAddr;
 
 use ipnet::IpNet;
 use model::{

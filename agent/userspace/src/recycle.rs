@@ -1,19 +1,21 @@
 //! An allocator that lets the device's threads use the memory of a batch of packets for the next.
 //!
-//! The protocol's engine allocates each packet that it seals, and musl's allocator gives memory back to the kernel as soon
-//! as a group of blocks is free, which is after each batch: more time went there than into encryption. Everywhere else, and
-//! in the agent, this is the system's allocator (docs/decisions/0014-own-data-path.md has what else was measured).
+//! The protocol's engine allocates each packet that it seals, and an allocator with one lock costs more than encryption
+//! there. Everywhere else, and in the agent, this is dlmalloc: musl's own gives a buffer's pages back to the kernel with each
+//! event of a watch, and takes others for the next (docs/decisions/0014-own-data-path.md has what else was measured).
 
 #![allow(unsafe_code, reason = "an allocator is an unsafe trait")]
 
 use std::{
-    alloc::{GlobalAlloc, Layout, System},
+    alloc::{GlobalAlloc, Layout},
     cell::Cell,
     marker::PhantomData,
     ptr,
 };
 
-/// The system's allocator, with shelves for threads that ask for them.
+use dlmalloc::GlobalDlmalloc;
+
+/// dlmalloc, with shelves for threads that ask for them.
 pub struct Recycling;
 
 /// Most bytes that a thread keeps: some batches.
@@ -85,12 +87,12 @@ impl Shelves {
     }
 }
 
-// SAFETY: every block is System's. One comes from a shelf only for the layout for which System gave it, after its owner has
-// given it back, and once: `take` removes it. So what System needs to hold for a block holds for it all the time.
+// SAFETY: every block is dlmalloc's. One comes from a shelf only for the layout for which dlmalloc gave it, after its owner has
+// given it back, and once: `take` removes it. So what dlmalloc needs to hold for a block holds for it all the time.
 unsafe impl GlobalAlloc for Recycling {
     unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
         // SAFETY: the caller's duty is passed on.
-        SHELF.with(|shelves| shelves.take(layout)).unwrap_or_else(|| unsafe { System.alloc(layout) })
+        SHELF.with(|shelves| shelves.take(layout)).unwrap_or_else(|| unsafe { GlobalDlmalloc.alloc(layout) })
     }
 
     unsafe fn alloc_zeroed(&self, layout: Layout) -> *mut u8 {
@@ -101,20 +103,20 @@ unsafe impl GlobalAlloc for Recycling {
                 block
             }
             // SAFETY: the caller's duty is passed on.
-            None => unsafe { System.alloc_zeroed(layout) },
+            None => unsafe { GlobalDlmalloc.alloc_zeroed(layout) },
         }
     }
 
     unsafe fn dealloc(&self, block: *mut u8, layout: Layout) {
         if !SHELF.with(|shelves| shelves.put(block, layout)) {
             // SAFETY: the caller's duty is passed on.
-            unsafe { System.dealloc(block, layout) };
+            unsafe { GlobalDlmalloc.dealloc(block, layout) };
         }
     }
 
     unsafe fn realloc(&self, block: *mut u8, layout: Layout, size: usize) -> *mut u8 {
         // SAFETY: the caller's duty is passed on.
-        unsafe { System.realloc(block, layout, size) }
+        unsafe { GlobalDlmalloc.realloc(block, layout, size) }
     }
 }
 
@@ -135,8 +137,8 @@ impl Drop for Recycler {
             for shelf in &shelves.shelves {
                 let layout = shelf.layout.get();
                 while let Some(block) = shelves.take(layout) {
-                    // SAFETY: System gave it with this layout, and it is nobody's.
-                    unsafe { System.dealloc(block, layout) };
+                    // SAFETY: dlmalloc gave it with this layout, and it is nobody's.
+                    unsafe { GlobalDlmalloc.dealloc(block, layout) };
                 }
             }
             shelves.open.set(false);

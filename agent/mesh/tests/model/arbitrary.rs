@@ -1,9 +1,6 @@
 //! Generators: any cluster view, hostile ones among them, and any state that a kernel can be in.
 
-use std::{
-    collections::{BTreeMap, BTreeSet},
-    time::Duration,
-};
+use std::{collections::BTreeMap, time::Duration};
 
 use ipnet::IpNet;
 use proptest::{collection::btree_map, option, prelude::*, sample::select};
