@@ -34,10 +34,11 @@ prerequisites: ## installs the Debian packages that are missing
 	@e2e/prerequisites
 
 build: prerequisites
-	cargo build --release --workspace --bins
+	cargo build --release --workspace --exclude wg-overlay --bins
+	cargo build --profile agent --package wg-overlay
 	cargo build --profile plugin --package wg-overlay-cni
 	@mkdir -p $(DIST)
-	@install --strip $(RELEASE)/wg-overlay $(OUT)/$(TRIPLE)/plugin/wg-overlay-cni $(DIST)/
+	@install --strip $(OUT)/$(TRIPLE)/agent/wg-overlay $(OUT)/$(TRIPLE)/plugin/wg-overlay-cni $(DIST)/
 
 demo: build
 	@$(RELEASE)/demo
@@ -88,7 +89,9 @@ e2e-full: build
 # BENCH holds its arguments: make bench BENCH="--only plugin". A peer that doesn't build is named in the report.
 bench: build
 	-@benches/peers
+	-@e2e/cluster/build
 	@$(RELEASE)/bench --out $(OUT)/bench $(BENCH)
+	@[ -n "$(BENCH)" ] || $(RELEASE)/simulate --report $(OUT)/bench/report.json > benches/scale.md
 
 # A few minutes of it, for CI: fails where a ratio lies beyond its target by more than a factor of 2.
 bench-smoke: build
