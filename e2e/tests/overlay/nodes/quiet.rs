@@ -3,6 +3,7 @@
 use std::fs::File;
 use std::path::PathBuf;
 use std::process::Child;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, ensure};
 use serde_json::{Value, json};
@@ -149,6 +150,18 @@ impl Monitor {
         eventually(PATIENCE, "the kernel has given all addresses", || {
             let tentative = node.exec("ip", ["-6", "addr", "show", "tentative"])?;
             ensure!(tentative.trim().is_empty(), "{tentative}");
+            Ok(())
+        })?;
+        // And of a port once more when its forward-delay timer ends, 15 s after it came up (net/bridge/br_stp_timer.c).
+        let mut ended = None;
+        eventually(PATIENCE, "the kernel has told of all ports", || {
+            let left = "cat /sys/class/net/*/brport/forward_delay_timer 2> /dev/null || true";
+            let left = node.exec("sh", ["-c", left])?;
+            if left.lines().any(|left| left != "0") {
+                ended = None;
+            }
+            // Timers of 15 s may be late by up to 640 ms (kernel/time/timer.c: the wheel's granularity).
+            ensure!(ended.get_or_insert_with(Instant::now).elapsed() > Duration::from_secs(1), "{left}");
             Ok(())
         })?;
         let log = lab.folder().join("logs").join(format!("{}-ip-monitor.log", node.name()));
