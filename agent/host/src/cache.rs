@@ -1,6 +1,9 @@
 //! The state that was read last, kept true through our own changes, so that a change needs no new reading.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    iter::from_fn,
+};
 
 use ipnet::IpNet;
 use wg_overlay_mesh::{
@@ -16,7 +19,7 @@ pub(crate) struct Cache {
     pub(crate) device_index: Option<u32>,
     pub(crate) bridge_index: Option<u32>,
     /// Whose each allowed IP is: the kernel takes it from there when another peer gets it.
-    owners: HashMap<IpNet, PublicKey>,
+    owners: BTreeMap<IpNet, PublicKey>,
     /// The peers that changed in anything but traffic and handshakes since somebody asked.
     pub(crate) changed: BTreeSet<PublicKey>,
 }
@@ -30,19 +33,23 @@ impl Cache {
         }
     }
 
-    /// Takes the peers of a dump.
-    pub(crate) fn set_peers(&mut self, mut peers: BTreeMap<PublicKey, ObservedPeer>) {
+    /// Takes the peers of a dump. Those before are given back as the new ones are taken: thousands are megabytes.
+    pub(crate) fn set_peers(&mut self, mut peers: Vec<(PublicKey, ObservedPeer)>) {
+        peers.sort_unstable_by_key(|(key, _)| *key);
+        let mut before = std::mem::take(&mut self.state.peers).into_iter().peekable();
+        let mut changed = Vec::new();
         for (key, peer) in &mut peers {
-            peer.written_endpoint = self.state.peers.get(key).and_then(|before| before.written_endpoint);
+            changed.extend(from_fn(|| before.next_if(|(gone, _)| gone < key)).map(|(gone, _)| gone));
+            let found = before.next_if(|(other, _)| other == key).map(|(_, found)| found);
+            peer.written_endpoint = found.as_ref().and_then(|found| found.written_endpoint);
+            changed.extend((!found.is_some_and(|found| same(&found, peer))).then_some(*key));
         }
-        let before = std::mem::replace(&mut self.state.peers, peers);
-        let found = &self.state.peers;
-        let gone = before.keys().filter(|key| !found.contains_key(key));
-        let differ = found.iter().filter(|(key, peer)| before.get(key).is_none_or(|b| !same(b, peer)));
-        let changed: Vec<PublicKey> = gone.chain(differ.map(|(key, _)| key)).copied().collect();
+        changed.extend(before.map(|(gone, _)| gone));
+        self.state.peers = peers.into_iter().collect();
         if !changed.is_empty() {
-            let nets = found.iter().flat_map(|(key, peer)| peer.allowed_ips.iter().map(|net| (*net, *key)));
-            self.owners = nets.collect();
+            let peers = self.state.peers.iter();
+            self.owners =
+                peers.flat_map(|(key, peer)| peer.allowed_ips.iter().map(|net| (*net, *key))).collect();
         }
         self.changed.extend(changed);
     }
@@ -208,7 +215,7 @@ mod tests {
     fn takes(n: u8, net: &str) -> Step {
         Step::SetPeer(PeerChange {
             public_key: key(n),
-            node: String::new(),
+            node: "".into(),
             add: true,
             endpoint: None,
             add_allowed_ips: BTreeSet::from([net.parse().unwrap()]),
@@ -235,11 +242,11 @@ mod tests {
 
         let mut read = cache.state.peers.clone();
         read.values_mut().for_each(|peer| peer.received += 7);
-        cache.set_peers(read.clone());
+        cache.set_peers(read.clone().into_iter().collect());
         assert_eq!(changed(&mut cache), []);
         read.entry(key(2)).and_modify(|peer| peer.endpoint = Some("192.0.2.9:7".parse().unwrap()));
         read.remove(&key(1));
-        cache.set_peers(read);
+        cache.set_peers(read.into_iter().collect());
         assert_eq!(changed(&mut cache), [key(1), key(2)]);
         cache.forget_device();
         assert_eq!(changed(&mut cache), [key(2)]);

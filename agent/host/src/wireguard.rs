@@ -31,7 +31,7 @@ const ALLOWED_IPS: usize = 180;
 pub(crate) struct Settings {
     pub(crate) public_key: Option<PublicKey>,
     pub(crate) listen_port: u16,
-    pub(crate) peers: BTreeMap<PublicKey, ObservedPeer>,
+    pub(crate) peers: Vec<(PublicKey, ObservedPeer)>,
 }
 
 /// Where a user-space device listens for its settings.
@@ -57,7 +57,7 @@ fn read_kernel() -> io::Result<Settings> {
     wipe(&mut device.private_key);
     let public_key = device.public_key.as_ref().and_then(|key| PublicKey::from_bytes(key.0).ok());
     let now = SystemTime::now();
-    let mut peers = BTreeMap::new();
+    let mut peers = BTreeMap::<PublicKey, ObservedPeer>::new();
     for mut info in std::mem::take(&mut device.peers) {
         let preshared = info.config.preshared_key.as_ref().is_some_and(|key| *key != Key::zero());
         wipe(&mut info.config.preshared_key);
@@ -66,7 +66,8 @@ fn read_kernel() -> io::Result<Settings> {
             Err(error) => tracing::warn!(device = DEVICE, %error, "a peer that no node can be is left alone"),
         }
     }
-    Ok(Settings { public_key, listen_port: device.listen_port.unwrap_or_default(), peers })
+    let listen_port = device.listen_port.unwrap_or_default();
+    Ok(Settings { public_key, listen_port, peers: peers.into_iter().collect() })
 }
 
 /// The device's private key, if it has one.
@@ -206,7 +207,7 @@ mod tests {
     fn change(nets: BTreeSet<IpNet>, replace: bool) -> PeerChange {
         PeerChange {
             public_key: PrivateKey::generate().public_key(),
-            node: "node".to_owned(),
+            node: "node".into(),
             add: true,
             endpoint: None,
             add_allowed_ips: if replace { BTreeSet::new() } else { nets.clone() },

@@ -242,7 +242,7 @@ impl Basis {
             }
         };
         let allowed_ips = claim.prefixes().collect();
-        let peer = DesiredPeer { node: claim.node.to_string(), endpoint, allowed_ips, keepalive };
+        let peer = DesiredPeer { node: claim.node.clone(), endpoint, allowed_ips, keepalive };
         desired.peers.insert(claim.key, peer);
     }
 

@@ -7,7 +7,7 @@
 //! Claims that share no key and no address with each other don't matter to each other: a part of the claims may be
 //! settled alone where nothing outside it touches it.
 
-use std::{cmp::Reverse, collections::BTreeMap, net::IpAddr};
+use std::{cmp::Reverse, collections::BTreeMap, net::IpAddr, sync::Arc};
 
 use ipnet::IpNet;
 
@@ -20,7 +20,7 @@ pub(crate) struct Evidence<'a> {
     pub(crate) observed: &'a ObservedState,
     pub(crate) index: &'a Index,
     /// Which Node held a prefix at the last decision.
-    pub(crate) holders: &'a BTreeMap<IpNet, String>,
+    pub(crate) holders: &'a BTreeMap<IpNet, Arc<str>>,
 }
 
 /// A claim that is believed.

@@ -1,6 +1,6 @@
 //! From what the cluster says and the kernel holds to what the kernel should hold.
 
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, sync::Arc};
 
 use ipnet::IpNet;
 
@@ -23,7 +23,7 @@ pub struct Decision {
     /// Nodes whose annotated endpoint is a name without an answer, or an address without a route.
     pub unresolved: BTreeMap<String, String>,
     /// Which Node holds which prefix, for the next decision.
-    pub holders: BTreeMap<IpNet, String>,
+    pub holders: BTreeMap<IpNet, Arc<str>>,
 }
 
 /// Decides what the kernel of this node should hold, from nothing but what is given: [`Mesh`] keeps a decision and

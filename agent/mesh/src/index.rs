@@ -11,6 +11,7 @@ use ipnet::IpNet;
 use crate::{
     PublicKey,
     claim::{Claim, Known},
+    mesh::rebuild,
 };
 
 /// Everything that is claimed, believed or not.
@@ -98,6 +99,14 @@ impl Index {
         let older =
             within.find(|(_, created, node)| *node != claim.node && (*created, node.as_ref()) < claim.age());
         older.map(|(ip, _, node)| (*ip, node.as_ref()))
+    }
+
+    /// To be called when many Nodes have been inserted.
+    pub(crate) fn rebuild(&mut self) {
+        rebuild(&mut self.keys);
+        rebuild(&mut self.prefixes);
+        rebuild(&mut self.residents);
+        rebuild(&mut self.endpoints);
     }
 
     /// The sockets at which Nodes may be reached.

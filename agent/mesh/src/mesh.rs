@@ -76,7 +76,7 @@ pub struct Mesh {
     /// The prefixes whose holder changed with the last decision: that alone may decide a conflict anew.
     moved: BTreeSet<IpNet>,
     /// Who held which prefix before the first decision.
-    holders: BTreeMap<IpNet, String>,
+    holders: BTreeMap<IpNet, Arc<str>>,
 }
 
 /// This many changes at least are followed one by one; more, if they are an eighth of the cluster, are decided on with
@@ -85,7 +85,7 @@ const FOLLOWED: usize = 64;
 
 impl Mesh {
     /// Begins with who held which prefix at an earlier decision.
-    pub fn new(holders: BTreeMap<IpNet, String>) -> Self {
+    pub fn new(holders: BTreeMap<IpNet, Arc<str>>) -> Self {
         Self { holders, ..Self::default() }
     }
 
@@ -164,6 +164,8 @@ impl Mesh {
         for (name, record) in cluster.records() {
             self.read(basis, name, Some(&record));
         }
+        rebuild(&mut self.nodes);
+        self.index.rebuild();
     }
 
     /// Reads what a Node says now. Gives what was known of it before.
@@ -187,7 +189,7 @@ impl Mesh {
     fn decide_all(
         &mut self,
         basis: &Basis,
-        holders: &BTreeMap<IpNet, String>,
+        holders: &BTreeMap<IpNet, Arc<str>>,
         observed: &ObservedState,
     ) -> Decision {
         let mut decision = Decision {
@@ -196,11 +198,14 @@ impl Mesh {
             pod_cidrs: basis.pod_cidrs.clone(),
             refusals: BTreeMap::new(),
             unresolved: BTreeMap::new(),
-            holders: basis.pod_cidrs.iter().map(|net| (*net, basis.own.node.to_string())).collect(),
+            holders: basis.pod_cidrs.iter().map(|net| (*net, basis.own.node.clone())).collect(),
         };
         let held = self.add(basis, &self.nodes, holders, observed, &mut decision);
         decision.holders.extend(held);
-        let differs = |(net, node): &(&IpNet, &String)| decision.holders.get(*net) != Some(node);
+        rebuild(&mut decision.desired.peers);
+        rebuild(&mut decision.desired.routes);
+        rebuild(&mut decision.holders);
+        let differs = |(net, node): &(&IpNet, &Arc<str>)| decision.holders.get(*net) != Some(node);
         let gone = holders.iter().filter(differs).map(|(net, _)| *net);
         let new = decision.holders.iter().filter(|(net, node)| holders.get(*net) != Some(node));
         self.moved = gone.chain(new.map(|(net, _)| *net)).collect();
@@ -212,10 +217,10 @@ impl Mesh {
         &self,
         basis: &Basis,
         nodes: impl IntoIterator<Item = (&'a Arc<str>, &'a Known)>,
-        holders: &BTreeMap<IpNet, String>,
+        holders: &BTreeMap<IpNet, Arc<str>>,
         observed: &ObservedState,
         decision: &mut Decision,
-    ) -> Vec<(IpNet, String)> {
+    ) -> Vec<(IpNet, Arc<str>)> {
         let refusals = &mut decision.refusals;
         let mut refuse = |node: &Arc<str>, reason| refusals.insert(node.to_string(), Refusal { reason });
         let mut claims = Vec::new();
@@ -233,7 +238,7 @@ impl Mesh {
         for Believed { claim, contested } in believed {
             // a perfect copy may be taken for its original: that is no title for what it claims later
             let lasting = |net: &IpNet| !contested || holders.get(net).is_some_and(|h| **h == *claim.node);
-            held.extend(claim.prefixes().filter(lasting).map(|net| (net, claim.node.to_string())));
+            held.extend(claim.prefixes().filter(lasting).map(|net| (net, claim.node.clone())));
             match reach.endpoint(claim, resolved) {
                 Ok(endpoint) => {
                     if let (None, Some(spec)) = (endpoint, &claim.endpoint) {
@@ -247,6 +252,12 @@ impl Mesh {
         }
         held
     }
+}
+
+/// Gives back what growing left: a tree that grows in order has nodes that are half empty, and one that is built in one go
+/// has full ones.
+pub(crate) fn rebuild<T: Default + IntoIterator + FromIterator<T::Item>>(tree: &mut T) {
+    *tree = std::mem::take(tree).into_iter().collect();
 }
 
 /// The sockets of a Node that pods may not send to.

@@ -3,6 +3,7 @@
 use std::{
     collections::{BTreeMap, BTreeSet},
     net::IpAddr,
+    sync::Arc,
 };
 
 use ipnet::IpNet;
@@ -62,7 +63,7 @@ pub struct Local {
     /// What a person configured.
     pub settings: Settings,
     /// Which Node held which prefix at the last decision; empty at the start.
-    pub holders: BTreeMap<IpNet, String>,
+    pub holders: BTreeMap<IpNet, Arc<str>>,
 }
 
 /// The answers of this node's resolver: addresses by lower-case name, the last good answer where there is none now.

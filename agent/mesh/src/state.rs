@@ -4,6 +4,7 @@ use std::{
     collections::{BTreeMap, BTreeSet},
     fmt,
     net::{IpAddr, SocketAddr},
+    sync::Arc,
 };
 
 use ipnet::IpNet;
@@ -53,7 +54,7 @@ pub struct DesiredBridge {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct DesiredPeer {
     /// The name of its Node.
-    pub node: String,
+    pub node: Arc<str>,
     /// Where it is reached, and who said so; `None` while a name has no answer.
     pub endpoint: Option<(SocketAddr, EndpointSource)>,
     /// Its PodCIDRs, and overlay addresses outside them.

@@ -1,6 +1,6 @@
 //! The changes of the kernel that a plan consists of, and their order.
 
-use std::{collections::BTreeSet, net::SocketAddr};
+use std::{collections::BTreeSet, net::SocketAddr, sync::Arc};
 
 use ipnet::IpNet;
 
@@ -83,7 +83,7 @@ pub struct PeerChange {
     /// The peer's key.
     pub public_key: PublicKey,
     /// The name of its Node.
-    pub node: String,
+    pub node: Arc<str>,
     /// Whether the peer is new.
     pub add: bool,
     /// The endpoint to write.

@@ -186,7 +186,7 @@ fn a_doubled_key_stays_with_the_node_that_is_programmed_with_it() {
         nodes.insert(HOSTILE.to_owned(), hostile(2, 0, &[Key]));
         let decision = turn(&mut local, &nodes, &mut state, restart);
         assert_eq!(decision.refusals[HOSTILE].reason, Reason::DuplicateKey { holder: Some(name(2)) });
-        assert_eq!(decision.desired.peers[&key(2)].node, name(2));
+        assert_eq!(*decision.desired.peers[&key(2)].node, *name(2));
     }
 }
 
@@ -197,7 +197,7 @@ fn a_perfect_copy_that_is_older_is_told_from_the_node_that_was_there() {
     nodes.insert(HOSTILE.to_owned(), hostile(2, 0, &[Key, CidrV4, CidrV6, InternalIp]));
     let decision = turn(&mut local, &nodes, &mut state, false);
     assert_eq!(decision.refusals[HOSTILE].reason, Reason::DuplicateKey { holder: Some(name(2)) });
-    assert_eq!((decision.refusals.len(), &decision.desired.peers[&key(2)].node), (1, &name(2)));
+    assert_eq!((decision.refusals.len(), &*decision.desired.peers[&key(2)].node), (1, &*name(2)));
 }
 
 #[test]

@@ -253,7 +253,7 @@ impl Reconciler {
             format!("sent for {time}, nothing back: is UDP {port} open towards it?")
         });
         PeerStatus {
-            node: desired.node.clone(),
+            node: desired.node.to_string(),
             state,
             public_key: Some(key.to_string()),
             endpoint: found.endpoint.map(|e| e.to_string()),

@@ -46,21 +46,17 @@ struct Track {
 impl PeerTracker {
     /// Takes what was counted now.
     pub fn observe(&mut self, peers: &BTreeMap<PublicKey, ObservedPeer>, now: Instant) {
-        self.0.retain(|key, _| peers.contains_key(key));
-        for (key, peer) in peers {
-            let track = self.0.entry(*key).or_insert(Track {
-                received: peer.received,
-                sent: peer.sent,
-                unanswered_since: None,
-            });
-            if peer.received != track.received {
-                track.unanswered_since = None;
-            } else if peer.sent > track.sent {
-                track.unanswered_since.get_or_insert(now);
-            }
-            track.received = peer.received;
-            track.sent = peer.sent;
-        }
+        let before = std::mem::take(&mut self.0);
+        let track = |(key, peer): (&PublicKey, &ObservedPeer)| {
+            let unanswered_since = match before.get(key) {
+                Some(track) if track.received == peer.received => {
+                    track.unanswered_since.or((peer.sent > track.sent).then_some(now))
+                }
+                _ => None,
+            };
+            (*key, Track { received: peer.received, sent: peer.sent, unanswered_since })
+        };
+        self.0 = peers.iter().map(track).collect();
     }
 
     /// Counts from nothing for a peer that is new.

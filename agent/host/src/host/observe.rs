@@ -1,6 +1,6 @@
 //! Reading the kernel's parts into the one observed state.
 
-use std::{collections::BTreeMap, io};
+use std::io;
 
 use netlink_packet_route::route::{RouteProtocol, RouteType};
 use tokio::task::spawn_blocking;
@@ -91,7 +91,7 @@ impl Host {
 
     pub(crate) async fn observe_wireguard(&mut self) -> Result<(), HostError> {
         let Some(device) = &mut self.cache.state.device else {
-            self.cache.set_peers(BTreeMap::new());
+            self.cache.set_peers(Vec::new());
             return Ok(());
         };
         let implementation = device.implementation;

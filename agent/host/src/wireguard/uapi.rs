@@ -107,7 +107,7 @@ impl Reader {
 
     fn end_peer(&mut self) {
         if let Some((Some(key), peer)) = self.peer.take() {
-            self.settings.peers.insert(key, peer);
+            self.settings.peers.push((key, peer));
         }
     }
 

@@ -141,7 +141,7 @@ impl Node {
         let nets = [prefix4(n), prefix6(n)];
         let endpoint = SocketAddr::from(([192, 0, 2, 2], 1024 + n % 60_000));
         let peer = DesiredPeer {
-            node: format!("node-{n}"),
+            node: format!("node-{n}").into(),
             endpoint: Some((endpoint, EndpointSource::Internal)),
             allowed_ips: nets.into(),
             keepalive: 0,

@@ -7,13 +7,14 @@ use std::{
 };
 
 use super::{Cluster, NodeRecord};
+use crate::annotation::PREFIX;
 
 /// The Nodes of the cluster by name, packed.
 #[derive(Debug, Clone, Default)]
 pub struct PackedView(BTreeMap<Box<str>, Packed>);
 
 /// A record as text: the time of creation, then each list as the number of its texts and the texts, each after its length
-/// in bytes, all numbers followed by a blank.
+/// in bytes, all numbers followed by a blank. An annotation's name is `/` and what follows our prefix, else `:` and the name.
 #[derive(Debug, Clone, PartialEq, Eq)]
 struct Packed(Box<str>);
 
@@ -63,7 +64,13 @@ impl Packed {
     fn new(record: &NodeRecord) -> Self {
         let NodeRecord { created, annotations, pod_cidrs, internal_ips, external_ips } = record;
         let mut text = format!("{created} ");
-        append(&mut text, annotations.iter().flat_map(|(name, value)| [name, value]));
+        let short = |name: &String| match name.strip_prefix(PREFIX) {
+            Some(rest) => format!("/{rest}"),
+            None => format!(":{name}"),
+        };
+        let annotations: Vec<_> =
+            annotations.iter().flat_map(|(name, value)| [short(name), value.clone()]).collect();
+        append(&mut text, annotations.iter());
         append(&mut text, pod_cidrs.iter());
         append(&mut text, internal_ips.iter());
         append(&mut text, external_ips.iter());
@@ -76,12 +83,18 @@ impl Packed {
         let mut annotations = texts(&mut rest).into_iter();
         NodeRecord {
             created,
-            annotations: std::iter::from_fn(|| annotations.next().zip(annotations.next())).collect(),
+            annotations: std::iter::from_fn(|| annotations.next().map(long).zip(annotations.next()))
+                .collect(),
             pod_cidrs: texts(&mut rest),
             internal_ips: texts(&mut rest),
             external_ips: texts(&mut rest),
         }
     }
+}
+
+fn long(name: String) -> String {
+    let (kind, rest) = name.split_at_checked(1).unwrap_or_default();
+    if kind == "/" { format!("{PREFIX}{rest}") } else { rest.to_owned() }
 }
 
 fn append<'a>(to: &mut String, texts: impl Iterator<Item = &'a String> + Clone) {

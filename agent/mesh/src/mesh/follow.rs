@@ -103,10 +103,10 @@ fn withdraw(node: &Arc<str>, known: &Known, decision: &mut Decision) {
 
 /// Gives prefixes to those who hold them now; what nobody holds any more is free. Gives those that moved.
 fn hand_over(
-    holders: &mut BTreeMap<IpNet, String>,
+    holders: &mut BTreeMap<IpNet, Arc<str>>,
     own: &Claim,
     prefixes: &BTreeSet<IpNet>,
-    held: Vec<(IpNet, String)>,
+    held: Vec<(IpNet, Arc<str>)>,
 ) -> BTreeSet<IpNet> {
     let others = prefixes.iter().filter(|net| !own.prefixes().any(|own| own == **net));
     let before: Vec<_> = others.map(|net| (*net, holders.remove(net))).collect();
