@@ -31,6 +31,8 @@ pub enum Group {
     Scale,
     /// How long a start takes.
     Start,
+    /// A handshake's computation.
+    Handshake,
     /// User-space devices: throughput, processor time, memory.
     Tunnel,
     /// User-space devices: ping.
@@ -68,7 +70,7 @@ const fn row(
     Row { id, group, what, unit, target, smoke }
 }
 
-use Group::{Api, Ipam, Kernel, Latency, Mesh, Plugin, Scale, Start, Tunnel};
+use Group::{Api, Handshake, Ipam, Kernel, Latency, Mesh, Plugin, Scale, Start, Tunnel};
 use Target::{AtMost, BoundedRatioAtLeast, Exactly, RatioAtLeast, RatioAtMost, Report};
 
 /// All of them, in the report's order.
@@ -108,6 +110,10 @@ pub const ROWS: &[Row] = &[
     row("start-2", Start, "ms", Report, false, "agent: start to converged, 2 nodes"),
     row("start-100", Start, "ms", Report, false, "agent: start to converged, 100 nodes"),
     row("start-5000", Start, "ms", Report, false, "agent: start to converged, 5,000 nodes"),
+    row("memory-2", Start, "MiB", Report, false, "agent: RSS once converged, 2 nodes"),
+    row("memory-100", Start, "MiB", Report, false, "agent: RSS once converged, 100 nodes"),
+    row("memory-5000", Start, "MiB", Report, false, "agent: RSS once converged, 5,000 nodes"),
+    row("handshake", Handshake, "us", Report, false, "WireGuard handshake in user space, both ends' computation"),
     row("tcp-1", Tunnel, "Gbit/s", BoundedRatioAtLeast(1.2), true, "user-space tunnel: TCP, 1 stream"),
     row("tcp-4", Tunnel, "Gbit/s", RatioAtLeast(1.0), false, "user-space tunnel: TCP, 4 streams"),
     row("udp", Tunnel, "packets/s", RatioAtLeast(1.0), false, "user-space tunnel: UDP, 1,200 B packets received"),
