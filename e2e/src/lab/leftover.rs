@@ -78,17 +78,19 @@ fn remove_if_abandoned(folder: &Path) {
     }
 }
 
-/// Kills every process in the mount namespace of an anchor, and the anchor, and waits for them.
+/// Kills every process in the mount or the network namespace of an anchor, and the anchor, and waits for them: a container
+/// on a node has a mount namespace of its own, and a pod a network.
 pub fn end_namespace(anchor: u32) {
-    let Some(namespace) = mount_namespace(anchor) else { return };
-    if mount_namespace(std::process::id()).is_none_or(|own| own == namespace) {
+    let Some(anchor) = Namespaces::of(anchor) else { return };
+    if Namespaces::of(std::process::id()).is_none_or(|own| own.meets(&anchor)) {
         return;
     }
     let deadline = Instant::now() + Duration::from_secs(10);
     loop {
         let pids = fs::read_dir("/proc").into_iter().flatten().flatten();
         let pids = pids.filter_map(|entry| entry.file_name().to_str()?.parse::<u32>().ok());
-        let held: Vec<u32> = pids.filter(|pid| mount_namespace(*pid).as_ref() == Some(&namespace)).collect();
+        let held: Vec<u32> =
+            pids.filter(|pid| Namespaces::of(*pid).is_some_and(|of| of.meets(&anchor))).collect();
         if held.is_empty() || Instant::now() > deadline {
             return;
         }
@@ -106,9 +108,21 @@ pub fn signal(pid: u32, signal: Signal) {
     }
 }
 
-/// A zombie has none.
-fn mount_namespace(pid: u32) -> Option<PathBuf> {
-    fs::read_link(format!("/proc/{pid}/ns/mnt")).ok()
+struct Namespaces {
+    mount: PathBuf,
+    network: PathBuf,
+}
+
+impl Namespaces {
+    /// A zombie has none.
+    fn of(pid: u32) -> Option<Self> {
+        let read = |name| fs::read_link(format!("/proc/{pid}/ns/{name}")).ok();
+        Some(Self { mount: read("mnt")?, network: read("net")? })
+    }
+
+    fn meets(&self, other: &Self) -> bool {
+        self.mount == other.mount || self.network == other.network
+    }
 }
 
 /// Field 22 of /proc/PID/stat (proc_pid_stat(5)): with it a pid names one process for good.
