@@ -18,14 +18,14 @@ use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::thread;
 use std::time::Duration;
 
-use anyhow::{Context as _, Result, bail, ensure};
+use anyhow::{Context as _, Result, ensure};
 use serde_json::{Value, json};
 use wg_overlay_e2e::lab::{ApiClient, eventually, run};
 
 use crate::Options;
 use crate::nodes::{self, FIRST, conditions, made_up};
 use crate::process::inside;
-use crate::report::{Figures, Findings};
+use crate::report::Findings;
 use crate::scale::Agent;
 
 /// Rows by the number of nodes, the agent's own among them.
@@ -72,8 +72,7 @@ pub fn measure(_options: &Options, findings: &mut Findings) -> Result<()> {
         let ours = hour(by_agent.load(Relaxed), before.0);
         let watch = hour(by_watch.load(Relaxed), before.1);
         ensure!(ours > 0.0 && watch > 0.0, "nothing was read: the agent {ours}, the watch {watch} MiB");
-        let baseline = Some(("full Node watch".to_owned(), watch));
-        findings.put(row, Figures { ours, baseline, ratio: Some(ours / watch), ..Figures::default() });
+        findings.paired(row, &[ours], "full Node watch", &[watch])?;
     }
     Ok(())
 }
@@ -192,8 +191,6 @@ fn quiet(counts: &[&AtomicU64]) -> Result<()> {
     let before = read();
     // The silence itself is what is waited for.
     thread::sleep(Duration::from_secs(1));
-    if read() != before {
-        bail!("something came");
-    }
+    ensure!(read() == before, "something came");
     Ok(())
 }

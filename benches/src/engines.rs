@@ -11,9 +11,11 @@ use std::time::Duration;
 
 use anyhow::{Context as _, Result, ensure};
 use serde_json::Value;
-use wg_overlay_e2e::lab::{Lab, LabConfig, Namespace, Node, eventually, product, run};
+use wg_overlay_e2e::lab::{Lab, LabConfig, Namespace, Node, eventually, product, run, run_with_input};
 
 use crate::process::peer;
+use crate::report::Findings;
+use crate::stats::median;
 use crate::watched::{cpu_of, memory_of};
 
 /// The overlay's MTU over an underlay of 1,500 bytes, for all.
@@ -157,6 +159,44 @@ impl Engines {
     }
 }
 
+/// Whom a row compares us with.
+#[derive(Debug, Clone, Copy)]
+pub enum Rival {
+    /// This one.
+    Named(Kind),
+    /// The peer with the highest median.
+    Highest,
+    /// The peer with the lowest.
+    Lowest,
+}
+
+/// Puts a row: ours beside the rival's figures, round by round, and the medians of all others.
+///
+/// # Errors
+/// We or the rival were not measured.
+pub fn compare(
+    findings: &mut Findings,
+    row: &'static str,
+    table: &[(Kind, Vec<f64>)],
+    rival: Rival,
+) -> Result<()> {
+    let medians = || table.iter().filter_map(|(kind, figures)| Some((*kind, median(figures)?)));
+    let peers = || medians().filter(|(kind, _)| kind.is_peer());
+    let with = match rival {
+        Rival::Named(kind) => Some(kind),
+        Rival::Highest => peers().max_by(|a, b| a.1.total_cmp(&b.1)).map(|(kind, _)| kind),
+        Rival::Lowest => peers().min_by(|a, b| a.1.total_cmp(&b.1)).map(|(kind, _)| kind),
+    };
+    let with = with.context("no peer was measured")?;
+    let of = |wanted: Kind| {
+        let found = table.iter().find(|(kind, _)| *kind == wanted).map(|(_, figures)| figures);
+        found.with_context(|| format!("{} was not measured", wanted.name()))
+    };
+    let beside = medians().filter(|(kind, _)| *kind != Kind::Ours && *kind != with);
+    let beside = beside.map(|(kind, figure)| (kind.name().to_owned(), figure)).collect();
+    findings.paired_beside(row, of(Kind::Ours)?, with.name(), of(with)?, beside)
+}
+
 fn join(a: &Namespace, b: &Namespace) -> Result<()> {
     a.ip(&[format!("link add d0 mtu 1500 type veth peer name d0 mtu 1500 netns {}", b.pid())])?;
     for (node, host) in [(a, 1), (b, 2)] {
@@ -197,8 +237,8 @@ fn start(lab: &Lab, kind: Kind, number: usize) -> Result<Engine> {
 }
 
 /// A private and its public key.
-fn genkey() -> Result<(String, String)> {
+pub fn genkey() -> Result<(String, String)> {
     let private = run(Command::new("wg").arg("genkey"))?;
-    let public = wg_overlay_e2e::lab::run_with_input(Command::new("wg").arg("pubkey"), &private)?;
+    let public = run_with_input(Command::new("wg").arg("pubkey"), &private)?;
     Ok((private, public.trim().to_owned()))
 }

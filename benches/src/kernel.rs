@@ -14,8 +14,9 @@ use std::time::Duration;
 use anyhow::{Context as _, Result, ensure};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
-use wg_overlay_e2e::lab::{Lab, LabConfig, Node, Pod, eventually, run, run_with_input};
+use wg_overlay_e2e::lab::{Lab, LabConfig, Node, Pod, eventually, run};
 
+use crate::engines::genkey;
 use crate::report::Findings;
 use crate::{Options, each_round};
 
@@ -107,16 +108,11 @@ fn by_agents(n1: &Node, n2: &Node) -> Result<[Pod; 2]> {
 
 /// The same links, addresses and routes by hand, IPv4 alone as the traffic is.
 fn by_hand(n3: &Node, n4: &Node) -> Result<()> {
-    let mut keys = Vec::new();
-    for node in [n3, n4] {
-        let private = run(Command::new("wg").arg("genkey"))?;
-        std::fs::write(node.path("/run/hand.key"), &private)?;
-        keys.push(run_with_input(Command::new("wg").arg("pubkey"), &private)?.trim().to_owned());
-    }
-    for (node, far, public) in [(n3, n4, keys.get(1)), (n4, n3, keys.first())] {
+    let [(private3, public3), (private4, public4)] = [genkey()?, genkey()?];
+    for (node, far, private, public) in [(n3, n4, private3, public4), (n4, n3, private4, public3)] {
+        std::fs::write(node.path("/run/hand.key"), private)?;
         let (own, other) = (node.number(), far.number());
         let endpoint = far.addresses().first().copied().context("no address")?;
-        let public = public.context("no key")?;
         node.namespace().ip(&[
             "link add hand0 mtu 1420 type wireguard".to_owned(),
             format!("addr add 10.251.0.{own}/32 dev hand0"),

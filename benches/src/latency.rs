@@ -5,9 +5,9 @@ use std::process::Stdio;
 use anyhow::{Context as _, Result, ensure};
 use serde_json::Value;
 
-use crate::engines::{Engine, Engines, Kind};
+use crate::engines::{Engine, Engines, Kind, Rival, compare};
 use crate::report::Findings;
-use crate::stats::{median, quantile};
+use crate::stats::quantile;
 use crate::{Options, each_round_of};
 
 /// Pings of one figure, 2 ms apart: of the slowest hundredth there are ten.
@@ -38,29 +38,12 @@ pub fn measure(options: &Options, findings: &mut Findings) -> Result<()> {
     for (column, row) in
         ["ping-idle-p50", "ping-idle-p99", "ping-half-p50", "ping-half-p99"].into_iter().enumerate()
     {
-        compare(findings, row, &engines, &data, column)?;
+        let of = |series: &Series| series.get(column).cloned().unwrap_or_default();
+        let table: Vec<(Kind, Vec<f64>)> =
+            engines.all.iter().zip(&data).map(|(engine, series)| (engine.kind, of(series))).collect();
+        compare(findings, row, &table, Rival::Lowest)?;
     }
     Ok(())
-}
-
-/// Ours beside the quickest peer, the others told.
-fn compare(
-    findings: &mut Findings,
-    row: &'static str,
-    engines: &Engines,
-    data: &[Series],
-    column: usize,
-) -> Result<()> {
-    let of = |series: &Series| series.get(column).cloned().unwrap_or_default();
-    let table: Vec<(Kind, Vec<f64>)> =
-        engines.all.iter().zip(data).map(|(engine, series)| (engine.kind, of(series))).collect();
-    let middle = |figures: &[f64]| median(figures).unwrap_or(f64::MAX);
-    let peers = table.iter().filter(|(kind, _)| kind.is_peer());
-    let best = peers.min_by(|a, b| middle(&a.1).total_cmp(&middle(&b.1))).context("no peer was measured")?;
-    let ours = table.iter().find(|(kind, _)| *kind == Kind::Ours).context("we were not measured")?;
-    let beside = table.iter().filter(|(kind, _)| *kind != Kind::Ours && *kind != best.0);
-    let beside = beside.map(|(kind, figures)| (kind.name().to_owned(), middle(figures))).collect();
-    findings.paired_beside(row, &ours.1, best.0.name(), &best.1, beside)
 }
 
 /// In bits a second, as iperf3 takes it.

@@ -87,7 +87,7 @@ impl Findings {
     }
 
     /// A row with its figures.
-    pub fn put(&mut self, id: &'static str, figures: Figures) {
+    fn put(&mut self, id: &'static str, figures: Figures) {
         self.0.insert(id, Outcome::Measured(figures));
     }
 

@@ -3,9 +3,8 @@
 use anyhow::{Context as _, Result};
 use serde_json::Value;
 
-use crate::engines::{Engine, Engines, Kind};
-use crate::report::{Figures, Findings};
-use crate::stats::{lower_bound, median, paired_ratios};
+use crate::engines::{Engine, Engines, Kind, Rival, compare};
+use crate::report::Findings;
 use crate::{Options, each_round_of};
 
 /// Seconds of one transfer.
@@ -38,15 +37,20 @@ pub fn measure(options: &Options, findings: &mut Findings) -> Result<()> {
         }
         Ok(())
     })?;
-    let table: Vec<(Kind, &Series)> = engines.all.iter().map(|engine| engine.kind).zip(&data).collect();
-    compare(findings, "tcp-1", &table, |series| &series.tcp1, Some(Kind::WireguardGo))?;
+    let by_kind = |column: Column| -> Vec<(Kind, Vec<f64>)> {
+        engines.all.iter().zip(&data).map(|(engine, series)| (engine.kind, column(series).to_vec())).collect()
+    };
+    compare(findings, "tcp-1", &by_kind(|series| &series.tcp1), Rival::Named(Kind::WireguardGo))?;
     if options.smoke {
         return Ok(());
     }
-    compare(findings, "tcp-4", &table, |series| &series.tcp4, None)?;
-    compare(findings, "udp", &table, |series| &series.udp, None)?;
-    compare(findings, "tcp-1-cpu", &table, |series| &series.per_cpu, None)?;
-    memory(&engines, findings)
+    compare(findings, "tcp-4", &by_kind(|series| &series.tcp4), Rival::Highest)?;
+    compare(findings, "udp", &by_kind(|series| &series.udp), Rival::Highest)?;
+    compare(findings, "tcp-1-cpu", &by_kind(|series| &series.per_cpu), Rival::Highest)?;
+    let tunnels = engines.all.iter().filter(|engine| engine.kind != Kind::Veth);
+    let memory: Vec<(Kind, Vec<f64>)> =
+        tunnels.map(|engine| Ok((engine.kind, vec![engine.peak_memory()?]))).collect::<Result<_>>()?;
+    compare(findings, "tunnel-rss", &memory, Rival::Named(Kind::WireguardGo))
 }
 
 fn tcp(engines: &Engines, engine: &Engine, series: &mut Series) -> Result<()> {
@@ -57,49 +61,6 @@ fn tcp(engines: &Engines, engine: &Engine, series: &mut Series) -> Result<()> {
     if used > 0.0 {
         series.per_cpu.push(gbits / used);
     }
-    Ok(())
-}
-
-/// Puts a row: ours beside one peer, or beside the best one, with the others told.
-fn compare(
-    findings: &mut Findings,
-    row: &'static str,
-    table: &[(Kind, &Series)],
-    column: Column,
-    with: Option<Kind>,
-) -> Result<()> {
-    let middle = |series: &Series| median(column(series)).unwrap_or_default();
-    let peers = table.iter().filter(|(kind, _)| kind.is_peer());
-    let best = peers.max_by(|a, b| middle(a.1).total_cmp(&middle(b.1))).map(|(kind, _)| *kind);
-    let with = with.or(best).context("no peer was measured")?;
-    let of = |wanted: Kind| table.iter().find(|(kind, _)| *kind == wanted).map(|(_, series)| *series);
-    let (ours, peer) = (of(Kind::Ours).context("we were not measured")?, of(with).context("no such peer")?);
-    let beside = table
-        .iter()
-        .filter(|(kind, series)| *kind != Kind::Ours && *kind != with && !column(series).is_empty());
-    let beside = beside.map(|(kind, series)| (kind.name().to_owned(), middle(series))).collect();
-    findings.paired_beside(row, column(ours), with.name(), column(peer), beside)
-}
-
-fn memory(engines: &Engines, findings: &mut Findings) -> Result<()> {
-    let mut all = engines.all.iter().filter(|engine| engine.kind != Kind::Veth);
-    let all: Vec<(Kind, f64)> =
-        all.by_ref().map(|engine| Ok((engine.kind, engine.peak_memory()?))).collect::<Result<_>>()?;
-    let of = |wanted: Kind| all.iter().find(|(kind, _)| *kind == wanted).map(|(_, memory)| *memory);
-    let ours = of(Kind::Ours).context("we were not measured")?;
-    let base = of(Kind::WireguardGo).context("wireguard-go was not measured")?;
-    let ratios = paired_ratios(&[ours], &[base]);
-    let others = all.iter().filter(|(kind, _)| !matches!(kind, Kind::Ours | Kind::WireguardGo));
-    findings.put(
-        "tunnel-rss",
-        Figures {
-            ours,
-            baseline: Some((Kind::WireguardGo.name().to_owned(), base)),
-            ratio: median(&ratios),
-            bound: lower_bound(&ratios),
-            beside: others.map(|(kind, memory)| (kind.name().to_owned(), *memory)).collect(),
-        },
-    );
     Ok(())
 }
 

@@ -45,7 +45,6 @@ fn main() -> Result<()> {
         api: flags.api * 1e9 / 8.0,
         writes: flags.writes,
         storm: flags.storm,
-        pod_start: 1.0,
         memory: flags.memory,
     };
     let size = |nodes: f64, design| Size { nodes, design, measured: &measured, cluster: &cluster };

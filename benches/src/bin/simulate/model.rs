@@ -9,6 +9,8 @@ pub const HEARTBEAT: f64 = 300.0;
 const REKEY: f64 = 120.0;
 /// Seconds until an initiation without an answer is repeated (WireGuard: REKEY_TIMEOUT).
 const RETRY: f64 = 5.0;
+/// Seconds from a node's being ready to its first pod's first packet: assumed.
+const POD_START: f64 = 1.0;
 /// Neighbours that a host keeps by default (net/core/neighbour.c: gc_thresh3).
 const NEIGHBOURS: f64 = 1024.0;
 /// Peers that a kernel device takes (drivers/net/wireguard/messages.h: MAX_PEERS_PER_DEVICE).
@@ -25,16 +27,8 @@ pub struct Cluster {
     pub writes: f64,
     /// The part of all nodes that joins in a storm, within a minute.
     pub storm: f64,
-    /// Seconds from a node's being ready to its first pod's first packet.
-    pub pod_start: f64,
     /// MiB that an agent may take.
     pub memory: f64,
-}
-
-impl Default for Cluster {
-    fn default() -> Self {
-        Self { api: 3.0 * 10e9 / 8.0, writes: 10.0, storm: 0.1, pod_start: 1.0, memory: 256.0 }
-    }
 }
 
 /// How agents learn of each other.
@@ -167,7 +161,7 @@ impl Size<'_> {
     /// Seconds that a joining node's first packet to a node waits at worst: an initiation to one that doesn't know the
     /// key yet is lost, and repeated every five seconds.
     pub fn first_packet(&self) -> f64 {
-        let late = self.storm_lag() - self.cluster.pod_start;
+        let late = self.storm_lag() - POD_START;
         if late > 0.0 { (late / RETRY).ceil() * RETRY } else { 0.0 }
     }
 
