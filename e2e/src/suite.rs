@@ -141,7 +141,11 @@ fn run_case(case: &Case) -> Result<Completion, Failed> {
     match (case.body)() {
         Ok(()) => Ok(Completion::Completed),
         Err(error) if error.is::<Skipped>() => Ok(Completion::ignored_with(error.to_string())),
-        Err(error) => Err(Failed::from(format!("{error:#}"))),
+        Err(error) => {
+            // At once, beneath its logs: the runner's own summary comes after all cases.
+            eprintln!("{}: {error:#}", case.name);
+            Err(Failed::from(format!("{error:#}")))
+        }
     }
 }
 
