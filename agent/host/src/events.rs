@@ -195,7 +195,12 @@ fn table(payload: &[u8]) -> Option<&str> {
 
 /// An attribute of an nfnetlink message, after its header of 4 bytes.
 pub(crate) fn attribute(payload: &[u8], wanted: u16) -> Option<&[u8]> {
-    let mut attributes = NlasIterator::new(payload.get(4..)?).map_while(Result::ok);
+    nested(payload.get(4..)?, wanted)
+}
+
+/// An attribute among others.
+pub(crate) fn nested(attributes: &[u8], wanted: u16) -> Option<&[u8]> {
+    let mut attributes = NlasIterator::new(attributes).map_while(Result::ok);
     let found = attributes.find(|attribute| attribute.kind() == wanted)?;
     let length = usize::from(found.length());
     found.into_inner().get(4..length)

@@ -43,6 +43,9 @@ struct Kernel {
     read_at: Option<u32>,
 }
 
+/// Packets and bytes that were counted, by the counter's name.
+pub type Counters = BTreeMap<String, (u64, u64)>;
+
 /// What was found.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct ObservedRules {
@@ -82,7 +85,7 @@ pub enum NftError {
         #[source]
         source: io::Error,
     },
-    /// The kernel can't be asked, or refused to change an endpoint set.
+    /// The kernel can't be asked, or refused.
     #[error("can't {what}: it takes a kernel with nf_tables, and CAP_NET_ADMIN")]
     Kernel {
         /// What was tried.
@@ -154,7 +157,9 @@ impl Nft {
     pub fn apply(&self, step: &Step) -> Result<(), NftError> {
         match step {
             Step::SetFirewall { ruleset, endpoints } => {
-                table::set(&self.record, ruleset, endpoints, || self.kernel().tables.generation().ok())
+                let counters = self.counters()?;
+                let generation = || self.kernel().tables.generation().ok();
+                table::set(&self.record, ruleset, endpoints, &counters, generation)
             }
             Step::GuardEndpoints { add, remove } => self.kernel().change(remove, add),
             Step::RemoveFirewall => table::remove(&self.record),
@@ -164,12 +169,13 @@ impl Nft {
         }
     }
 
-    /// The table's counters as (packets, bytes), by name; empty where there is no table.
+    /// The table's counters; empty where there is no table.
     ///
     /// # Errors
-    /// `nft` failed or answered what its manual doesn't say.
-    pub fn counters(&self) -> Result<BTreeMap<String, (u64, u64)>, NftError> {
-        table::counters()
+    /// The kernel refused to tell.
+    pub fn counters(&self) -> Result<Counters, NftError> {
+        let found = self.kernel().tables.counters();
+        found.map_err(|source| NftError::Kernel { what: "read the counters", source })
     }
 }
 

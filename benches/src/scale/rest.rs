@@ -3,7 +3,7 @@
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, ensure};
-use wg_overlay_e2e::lab::{Lab, eventually};
+use wg_overlay_e2e::lab::{Lab, eventually_every};
 
 use super::Agent;
 use crate::floor::{Netlink, uapi};
@@ -14,6 +14,8 @@ use crate::watched::all_cpu_of;
 use crate::{Options, each_round};
 
 const PATIENCE: Duration = Duration::from_secs(120);
+/// Between two looks at the agent's metrics, which take its time from the rounds: two rounds and more.
+const SCRAPE: Duration = Duration::from_millis(2500);
 /// Two resyncs of the default interval.
 const IDLE: Duration = Duration::from_secs(120);
 
@@ -47,10 +49,11 @@ fn idle(agent: &Agent<'_>, findings: &mut Findings) -> Result<()> {
     Ok(())
 }
 
-/// The mean of the next two rounds of the agent, in milliseconds, by its own clock.
+/// The mean of the agent's next rounds, two at least, in milliseconds, by its own clock.
 fn resync(agent: &Agent<'_>) -> Result<f64> {
-    let (count, sum) = eventually(PATIENCE, "the agent tells its rounds", || rounds(agent))?;
-    let (count_after, sum_after) = eventually(PATIENCE, "two resyncs", || {
+    let (count, sum) = eventually_every(SCRAPE, PATIENCE, "the agent tells its rounds", || rounds(agent))?;
+    std::thread::sleep(SCRAPE);
+    let (count_after, sum_after) = eventually_every(SCRAPE, PATIENCE, "two resyncs", || {
         let (now, sum) = rounds(agent)?;
         ensure!(now >= count + 2.0, "{count} then {now}");
         Ok((now, sum))

@@ -1,22 +1,24 @@
-//! The endpoint sets' elements and the generation of all tables, over a netlink socket of our own (nfnetlink;
-//! include/uapi/linux/netfilter/nf_tables.h).
+//! The endpoint sets' elements, the table's counters and the generation of all tables, over a netlink socket of our own
+//! (nfnetlink; include/uapi/linux/netfilter/nf_tables.h).
 //!
-//! It stands apart from the `nft` program because one Node's change is one element, for which a program is dear, and
-//! because the port of a socket that is kept tells our own changes from others' in the events. The kernel answers while a
+//! It stands apart from the `nft` program because one Node's change is one element, and because `nft` reads all elements of
+//! a table for its counters: both would cost more than all else of the round. And because the port of a socket that is kept tells our own changes from others' in the events. The kernel answers while a
 //! request is being sent, so nothing here waits.
 
 use std::{
     collections::BTreeSet,
+    ffi::CStr,
     io,
     net::{IpAddr, SocketAddr},
 };
 
-use netlink_packet_core::{NLM_F_ACK, NLM_F_CREATE, NLM_F_REQUEST, NetlinkBuffer};
+use netlink_packet_core::{NLM_F_ACK, NLM_F_CREATE, NLM_F_DUMP, NLM_F_REQUEST, NetlinkBuffer};
 use netlink_sys::{Socket, protocols::NETLINK_NETFILTER};
 use wg_overlay_mesh::TABLE;
 
+use super::Counters;
 use crate::{
-    events::attribute,
+    events::{attribute, nested},
     netlink::{ANSWER, split},
 };
 
@@ -65,6 +67,23 @@ impl Tables {
             generation = generation.or(id.map(u32::from_be_bytes));
         })?;
         generation.ok_or_else(no_answer)
+    }
+
+    /// The table's counters; none where there is no table.
+    pub(super) fn counters(&mut self) -> io::Result<Counters> {
+        let first = self.sequence.wrapping_add(1);
+        let mut datagram = Vec::new();
+        self.message(&mut datagram, NFT_MSG_GETOBJ, NLM_F_DUMP, (NFPROTO_INET, 0), |message| {
+            nest(message, NFTA_OBJ_TABLE, |table| table.extend(name(TABLE)));
+            nest(message, NFTA_OBJ_TYPE, |kind| kind.extend(NFT_OBJECT_COUNTER.to_be_bytes()));
+        });
+        self.socket.send(&datagram, 0)?;
+        let (mut counters, mut done) = (Counters::new(), false);
+        self.answers(first, |message| {
+            done |= message.message_type() == NLMSG_DONE;
+            counters.extend(counter(message.payload()));
+        })?;
+        if done { Ok(counters) } else { Err(no_answer()) }
     }
 
     /// Removes elements and adds others, and gives the number of transactions. What is to be removed must be there, what
@@ -159,8 +178,21 @@ impl Tables {
     }
 }
 
+/// A name as the kernel takes it: a string with its closing zero.
+fn name(text: &str) -> Vec<u8> {
+    [text.as_bytes(), &[0]].concat()
+}
+
+/// The name and value of a counter that the kernel tells of.
+fn counter(payload: &[u8]) -> Option<(String, (u64, u64))> {
+    let name = CStr::from_bytes_with_nul(attribute(payload, NFTA_OBJ_NAME)?).ok()?;
+    let data = attribute(payload, NFTA_OBJ_DATA)?;
+    let number = |kind| Some(u64::from_be_bytes(nested(data, kind)?.try_into().ok()?));
+    let value = (number(NFTA_COUNTER_PACKETS)?, number(NFTA_COUNTER_BYTES)?);
+    Some((name.to_str().ok()?.to_owned(), value))
+}
+
 fn elements(message: &mut Vec<u8>, set: &str, changes: &[Change<'_>]) {
-    let name = |text: &str| [text.as_bytes(), &[0]].concat();
     nest(message, NFTA_SET_ELEM_LIST_TABLE, |out| out.extend(name(TABLE)));
     nest(message, NFTA_SET_ELEM_LIST_SET, |out| out.extend(name(set)));
     nest(message, NFTA_SET_ELEM_LIST_ELEMENTS | NLA_F_NESTED, |list| {
@@ -207,6 +239,7 @@ fn no_answer() -> io::Error {
 }
 
 const NLMSG_ERROR: u16 = 2;
+const NLMSG_DONE: u16 = 3;
 const NLA_F_NESTED: u16 = 1 << 15;
 /// include/uapi/linux/netfilter/nfnetlink.h
 const NFNL_MSG_BATCH_BEGIN: u16 = 0x10;
@@ -217,6 +250,14 @@ const NFPROTO_INET: u8 = 1;
 const NFT_MSG_NEWSETELEM: u16 = NFNL_SUBSYS_NFTABLES << 8 | 12;
 const NFT_MSG_DELSETELEM: u16 = NFNL_SUBSYS_NFTABLES << 8 | 14;
 const NFT_MSG_GETGEN: u16 = NFNL_SUBSYS_NFTABLES << 8 | 16;
+const NFT_MSG_GETOBJ: u16 = NFNL_SUBSYS_NFTABLES << 8 | 19;
+const NFT_OBJECT_COUNTER: u32 = 1;
+const NFTA_OBJ_TABLE: u16 = 1;
+const NFTA_OBJ_NAME: u16 = 2;
+const NFTA_OBJ_TYPE: u16 = 3;
+const NFTA_OBJ_DATA: u16 = 4;
+const NFTA_COUNTER_BYTES: u16 = 1;
+const NFTA_COUNTER_PACKETS: u16 = 2;
 const NFTA_SET_ELEM_LIST_TABLE: u16 = 1;
 const NFTA_SET_ELEM_LIST_SET: u16 = 2;
 const NFTA_SET_ELEM_LIST_ELEMENTS: u16 = 3;

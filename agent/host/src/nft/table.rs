@@ -4,7 +4,7 @@
 //! recorded one, handles included, is of the very objects that were applied.
 
 use std::{
-    collections::{BTreeMap, BTreeSet},
+    collections::BTreeSet,
     fmt::Write,
     fs, io,
     net::{IpAddr, SocketAddr},
@@ -16,7 +16,7 @@ use serde_json::Value;
 use wg_overlay_mesh::{ObservedFirewall, TABLE};
 
 use super::{
-    NftError,
+    Counters, NftError,
     program::{list_existing, run},
 };
 
@@ -36,17 +36,18 @@ pub(super) fn observe(record: &Path) -> Result<Option<ObservedFirewall>, NftErro
     Ok(Some(ObservedFirewall { ruleset, endpoints }))
 }
 
-/// Replaces the table and the endpoints in one transaction; the counters go on from where they are. `generation` tells how
-/// many transactions there have been: where another's came between ours and the listing of it, nothing is recorded, or its
+/// Replaces the table and the endpoints in one transaction; the counters go on from where they are said to be. `generation`
+/// tells how many transactions there have been: where another's came between ours and the listing of it, nothing is recorded, or its
 /// work would pass for ours, and the next observation finds a table to be applied again.
 pub(super) fn set(
     record: &Path,
     ruleset: &str,
     endpoints: &BTreeSet<SocketAddr>,
+    counters: &Counters,
     mut generation: impl FnMut() -> Option<u32>,
 ) -> Result<(), NftError> {
     let mut script = ruleset.to_owned();
-    for (name, (packets, bytes)) in counters()? {
+    for (name, (packets, bytes)) in counters {
         script = script.replace(
             &format!("counter {name} {{ packets 0 bytes 0 }}"),
             &format!("counter {name} {{ packets {packets} bytes {bytes} }}"),
@@ -75,16 +76,6 @@ fn forget(record: &Path) -> Result<(), NftError> {
         }
         _ => Ok(()),
     }
-}
-
-pub(super) fn counters() -> Result<BTreeMap<String, (u64, u64)>, NftError> {
-    let objects = list_existing(&["counters", "table", "inet", TABLE])?.unwrap_or_default();
-    let counter = |object: &Value| {
-        let counter = object.get("counter")?;
-        let number = |key: &str| counter.get(key)?.as_u64();
-        Some((counter.get("name")?.as_str()?.to_owned(), (number("packets")?, number("bytes")?)))
-    };
-    Ok(objects.iter().filter_map(counter).collect())
 }
 
 /// The table's objects without what changes by itself: the version of `nft` and the counters' values.
