@@ -25,7 +25,7 @@ export WG_OVERLAY_E2E_BIN_DIR := $(RELEASE)
 # ring's C parts, for a static target
 export CC_$(subst -,_,$(TRIPLE)) := musl-gcc
 
-.PHONY: help demo test lint build prerequisites units namespaces cni-spec overlay kernel-wg kernel-wg-all cluster cluster-down e2e e2e-full bench bench-smoke clean
+.PHONY: help demo test lint build build-agent build-others prerequisites units namespaces cni-spec overlay kernel-wg kernel-wg-all cluster cluster-down e2e e2e-full bench bench-smoke clean
 
 help: ## this list
 	@sed -n 's/^# make /make /p' $(MAKEFILE_LIST)
@@ -34,15 +34,23 @@ prerequisites: ## installs the Debian packages that are missing
 	@e2e/prerequisites
 
 build: prerequisites
-	cargo build --release --workspace --exclude wg-overlay --bins
-	cargo build --profile agent --package wg-overlay
-	cargo build --profile plugin --package wg-overlay-cni
+	@# at once: the agent's link as a whole takes minutes of one processor
+	@$(MAKE) --no-print-directory --jobs=2 build-agent build-others
 	@mkdir -p $(DIST)
 	@# not while a test starts them, unless they are other ones
 	@for program in agent/wg-overlay plugin/wg-overlay-cni; do \
 	  from=$(OUT)/$(TRIPLE)/$$program; to=$(DIST)/$${program##*/}; \
 	  [ $$to -nt $$from ] || install --strip $$from $$to; \
 	done
+
+# cargo has jobs of its own, and make does not lend it any.
+build-agent build-others: export MAKEFLAGS :=
+build-agent:
+	cargo build --profile agent --package wg-overlay
+
+build-others:
+	cargo build --release --workspace --exclude wg-overlay --bins
+	cargo build --profile plugin --package wg-overlay-cni
 
 demo: build
 	@$(RELEASE)/demo
