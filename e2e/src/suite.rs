@@ -143,8 +143,9 @@ fn run_case(case: &Case) -> Result<Completion, Failed> {
         Err(error) if error.is::<Skipped>() => Ok(Completion::ignored_with(error.to_string())),
         Err(error) => {
             // At once, beneath its logs: the runner's own summary comes after all cases.
-            eprintln!("{}: {error:#}", case.name);
-            Err(Failed::from(format!("{error:#}")))
+            let message = format!("{error:#}");
+            eprintln!("{}: {message}", case.name);
+            Err(Failed::from(message))
         }
     }
 }

@@ -26,7 +26,7 @@ pub use error::{HostError, StepError};
 pub use events::{Change, Events};
 pub use host::{Host, HostConfig};
 pub use key::PrivateKey;
-pub use nft::{Nft, NftError, ObservedRules, ProgramError};
+pub use nft::{Counters, Nft, NftError, ObservedRules, ProgramError};
 pub use port::holder as udp_port_holder;
 pub use scope::Scope;
 pub use sysctl::Shortcoming;

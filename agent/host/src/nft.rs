@@ -4,9 +4,9 @@
 //! program, whose answers are JSON (libnftables-json(5)). It stands apart from the netlink modules because rules are
 //! text: a person reads the same words in `nft list table inet wg-overlay`.
 
-mod elements;
 mod host_chain;
 mod legacy;
+mod nfnetlink;
 mod program;
 mod table;
 
@@ -21,7 +21,7 @@ use std::{
 use thiserror::Error;
 use wg_overlay_mesh::{HostChain, HostChainState, ObservedFirewall, Step};
 
-use self::elements::Tables;
+use self::nfnetlink::Tables;
 
 pub use program::ProgramError;
 

@@ -37,8 +37,8 @@ pub(super) fn observe(record: &Path) -> Result<Option<ObservedFirewall>, NftErro
 }
 
 /// Replaces the table and the endpoints in one transaction; the counters go on from where they are said to be. `generation`
-/// tells how many transactions there have been: where another's came between ours and the listing of it, nothing is recorded, or its
-/// work would pass for ours, and the next observation finds a table to be applied again.
+/// tells how many transactions there have been: where another's came between ours and the listing of it, nothing is
+/// recorded, or its work would pass for ours, and the next observation finds a table to be applied again.
 pub(super) fn set(
     record: &Path,
     ruleset: &str,

@@ -1,9 +1,10 @@
 //! The endpoint sets' elements, the table's counters and the generation of all tables, over a netlink socket of our own
 //! (nfnetlink; include/uapi/linux/netfilter/nf_tables.h).
 //!
-//! It stands apart from the `nft` program because one Node's change is one element, and because `nft` reads all elements of
-//! a table for its counters: both would cost more than all else of the round. And because the port of a socket that is kept tells our own changes from others' in the events. The kernel answers while a
-//! request is being sent, so nothing here waits.
+//! It stands apart from the `nft` program because one Node's change is one element, and because `nft` reads all elements
+//! of a table for its counters: both would cost more than all else of the round. And because the port of a socket that is
+//! kept tells our own changes from others' in the events. The kernel answers while a request is being sent, so nothing here
+//! waits.
 
 use std::{
     collections::BTreeSet,
@@ -57,32 +58,27 @@ impl Tables {
 
     /// How many transactions there have been, by whomever.
     pub(super) fn generation(&mut self) -> io::Result<u32> {
-        let first = self.sequence.wrapping_add(1);
-        let mut datagram = Vec::new();
-        self.message(&mut datagram, NFT_MSG_GETGEN, 0, (0, 0), |_| {});
-        self.socket.send(&datagram, 0)?;
         let mut generation = None;
-        self.answers(first, |message| {
+        let take = |message: &NetlinkBuffer<&[u8]>| {
             let id = attribute(message.payload(), NFTA_GEN_ID).and_then(|id| id.try_into().ok());
             generation = generation.or(id.map(u32::from_be_bytes));
-        })?;
+        };
+        self.ask(NFT_MSG_GETGEN, 0, 0, |_| {}, take)?;
         generation.ok_or_else(no_answer)
     }
 
     /// The table's counters; none where there is no table.
     pub(super) fn counters(&mut self) -> io::Result<Counters> {
-        let first = self.sequence.wrapping_add(1);
-        let mut datagram = Vec::new();
-        self.message(&mut datagram, NFT_MSG_GETOBJ, NLM_F_DUMP, (NFPROTO_INET, 0), |message| {
+        let of_the_table = |message: &mut Vec<u8>| {
             nest(message, NFTA_OBJ_TABLE, |table| table.extend(name(TABLE)));
             nest(message, NFTA_OBJ_TYPE, |kind| kind.extend(NFT_OBJECT_COUNTER.to_be_bytes()));
-        });
-        self.socket.send(&datagram, 0)?;
+        };
         let (mut counters, mut done) = (Counters::new(), false);
-        self.answers(first, |message| {
+        let take = |message: &NetlinkBuffer<&[u8]>| {
             done |= message.message_type() == NLMSG_DONE;
             counters.extend(counter(message.payload()));
-        })?;
+        };
+        self.ask(NFT_MSG_GETOBJ, NLM_F_DUMP, NFPROTO_INET, of_the_table, take)?;
         if done { Ok(counters) } else { Err(no_answer()) }
     }
 
@@ -128,6 +124,22 @@ impl Tables {
         let mut done = false;
         self.answers(first, |message| done |= message.sequence_number() == last)?;
         if done { Ok(()) } else { Err(no_answer()) }
+    }
+
+    /// Sends one request and hands over what the kernel answers.
+    fn ask(
+        &mut self,
+        kind: u16,
+        flags: u16,
+        family: u8,
+        body: impl FnOnce(&mut Vec<u8>),
+        take: impl FnMut(&NetlinkBuffer<&[u8]>),
+    ) -> io::Result<()> {
+        let first = self.sequence.wrapping_add(1);
+        let mut datagram = Vec::new();
+        self.message(&mut datagram, kind, flags, (family, 0), body);
+        self.socket.send(&datagram, 0)?;
+        self.answers(first, take)
     }
 
     /// Appends a message with the header of all nfnetlink messages: family, version 0, resource.
