@@ -66,13 +66,12 @@ fn to_tunnel_port(when: &str) -> String {
 
 /// Before connection tracking. If the tunnel's UDP were a tracked flow, a pod's masqueraded flow to the same peer
 /// could take its place, and with it the replies.
-fn raw(firewall: &Firewall, families: &[Family]) -> [String; 2] {
+///
+/// Each encrypted packet passes here, and is asked as little as can be: whether it came by one of our links, and whether
+/// a pod's address is its source.
+fn raw(firewall: &Firewall, families: &[Family]) -> [String; 3] {
     let port = firewall.listen_port;
-    let mut prerouting = vec![
-        to_tunnel_port("before DNAT"),
-        format!("iifname {} accept", own_links()),
-        format!(r#"udp dport {port} fib daddr type local notrack comment "the tunnel, in""#),
-    ];
+    let mut prerouting = vec![format!("iifname {} goto from_own_links", own_links())];
     if firewall.fail_closed {
         let drop = |f: &Family| {
             let Family { ip, .. } = f;
@@ -83,8 +82,10 @@ fn raw(firewall: &Firewall, families: &[Family]) -> [String; 2] {
         };
         prerouting.extend(families.iter().map(drop));
     }
+    prerouting.push(format!(r#"udp dport {port} fib daddr type local notrack comment "the tunnel, in""#));
     let output = format!(r#"udp sport {port} notrack comment "the tunnel, out""#);
     [
+        block("chain from_own_links", [to_tunnel_port("before DNAT")]),
         hook("raw_prerouting", "filter hook prerouting priority raw", prerouting),
         hook("raw_output", "filter hook output priority raw", [output]),
     ]
@@ -151,30 +152,35 @@ fn ports_beside(listen_port: u16) -> String {
 }
 
 /// Fail closed: after DNAT for what comes in, after source NAT for what goes out. What has no conntrack entry passes
-/// by every NAT chain, and is caught here.
-fn plaintext(firewall: &Firewall, families: &[Family]) -> [String; 2] {
-    let mut inbound = vec![
+/// by every NAT chain, and is caught here. The address is asked first: encrypted packets have none of a pod's.
+fn plaintext(firewall: &Firewall, families: &[Family]) -> [String; 4] {
+    let mut to_pods = vec![
         format!("iifname {} accept", own_links()),
         "ct state established,related accept".to_owned(),
         r#"ct status dnat accept comment "this node led it to the pod""#.to_owned(),
     ];
-    let mut outbound = vec![format!("oifname {} accept", own_links())];
+    let mut from_pods = vec![format!("oifname {} accept", own_links())];
+    let (mut inbound, mut outbound) = (Vec::new(), Vec::new());
     let drop_out = "counter name plaintext_out drop";
     for f in families {
         let Family { ip, digit, .. } = f;
-        inbound.push(format!(
+        inbound.push(format!("{ip} daddr @cluster{digit} goto to_pods"));
+        outbound.push(format!("{ip} saddr @cluster{digit} goto from_pods"));
+        to_pods.push(format!(
             "{ip} daddr @cluster{digit} {}counter name plaintext_in drop",
             f.not_direct("saddr")
         ));
         // To each other pods speak in the tunnel, even where an excepted destination is wider than the pod prefixes.
         if !firewall.masquerade || !f.direct.is_empty() {
-            outbound.push(format!("{ip} saddr @cluster{digit} {ip} daddr @cluster{digit} {drop_out}"));
+            from_pods.push(format!("{ip} saddr @cluster{digit} {ip} daddr @cluster{digit} {drop_out}"));
         }
         if firewall.masquerade {
-            outbound.push(format!("{ip} saddr @cluster{digit} {}{drop_out}", f.not_direct("daddr")));
+            from_pods.push(format!("{ip} saddr @cluster{digit} {}{drop_out}", f.not_direct("daddr")));
         }
     }
     [
+        block("chain to_pods", to_pods),
+        block("chain from_pods", from_pods),
         hook("plaintext_inbound", "filter hook prerouting priority dstnat + 10", inbound),
         hook("plaintext_outbound", "filter hook postrouting priority srcnat + 10", outbound),
     ]

@@ -111,13 +111,13 @@ fn rules() -> Result<()> {
     with_patient("1h", |_, mut patient| {
         let table = "inet wg-overlay";
         let first = format!(
-            "nft -a list chain {table} plaintext_outbound | sed -n 's/.*drop # handle //p' | head -n1"
+            "nft -a list chain {table} from_pods | sed -n 's/.*drop # handle //p' | head -n1"
         );
         patient.survives_all(&[
             ("the table flushed", &format!("nft flush table {table}")),
             ("the table deleted", &format!("nft delete table {table}")),
             ("the whole ruleset flushed", "nft flush ruleset"),
-            ("a rule deleted", &format!("nft delete rule {table} plaintext_outbound handle $({first})")),
+            ("a rule deleted", &format!("nft delete rule {table} from_pods handle $({first})")),
             ("a rule added", &format!("nft insert rule {table} plaintext_outbound accept")),
             ("an endpoint removed", &format!("nft flush set {table} endpoints4")),
             ("the guarded prefixes removed", &format!("nft flush set {table} cluster4")),
