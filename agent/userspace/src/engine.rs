@@ -24,6 +24,7 @@ use tokio::{sync::watch, task::AbortHandle};
 
 pub(crate) use configure::{PeerChange, PeerStatus};
 use identity::Identity;
+use outbound::Outbound;
 use peers::Peers;
 use wake::Wake;
 
@@ -55,6 +56,7 @@ struct Shared {
     tun: Tun,
     /// The link's MTU, in bytes, as it changes.
     mtu: watch::Receiver<u16>,
+    outbound: Mutex<Outbound>,
     underlay: RwLock<Arc<Underlay>>,
     identity: RwLock<Arc<Identity>>,
     peers: Peers,
@@ -81,6 +83,7 @@ impl Engine {
         let shared = Arc::new(Shared {
             tun,
             mtu,
+            outbound: Mutex::new(Outbound::new()),
             underlay: RwLock::new(Arc::new(Underlay::bind(0, 0)?)),
             identity: RwLock::new(Arc::new(Identity::nobodys()?)),
             peers: Peers::new(),

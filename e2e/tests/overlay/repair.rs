@@ -110,9 +110,8 @@ fn routes() -> Result<()> {
 fn rules() -> Result<()> {
     with_patient("1h", |_, mut patient| {
         let table = "inet wg-overlay";
-        let first = format!(
-            "nft -a list chain {table} from_pods | sed -n 's/.*drop # handle //p' | head -n1"
-        );
+        let first =
+            format!("nft -a list chain {table} from_pods | sed -n 's/.*drop # handle //p' | head -n1");
         patient.survives_all(&[
             ("the table flushed", &format!("nft flush table {table}")),
             ("the table deleted", &format!("nft delete table {table}")),

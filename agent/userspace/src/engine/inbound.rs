@@ -36,6 +36,8 @@ pub(super) fn run(shared: &Shared, wake: &Wake) {
     let mut underlay = shared.underlay();
     // How many more calls before the next write. One after a sleep: what comes alone goes at once.
     let mut calls = 1;
+    // Whether packets were written since the last sleep.
+    let mut written = false;
     while !shared.is_stopped() {
         match receiver.receive(&underlay) {
             Ok(train) => {
@@ -47,13 +49,22 @@ pub(super) fn run(shared: &Shared, wake: &Wake) {
                     continue;
                 }
                 calls = BATCH_CALLS;
+                written |= !batch.packets.is_empty();
                 if batch.write(shared, &mut joiner).is_err() {
                     return;
                 }
             }
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                written |= !batch.packets.is_empty();
                 if batch.write(shared, &mut joiner).is_err() {
                     return;
+                }
+                // This node's own answer waits already; until the other thread is awake takes longer than to send it.
+                if std::mem::take(&mut written)
+                    && let Some(mut outbound) = shared.outbound.try_lock()
+                {
+                    // The other thread finds the same error.
+                    let _ = outbound.carry(shared, wake, 1);
                 }
                 wake.wait(&*underlay, PollFlags::IN);
                 calls = 1;

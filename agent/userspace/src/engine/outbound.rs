@@ -24,32 +24,11 @@ const BATCH_READS: usize = 64;
 /// Carries packets until the device ends or the link is gone.
 pub(super) fn run(shared: &Shared, wake: &Wake) {
     let _recycler = Recycler::new();
-    let mut raw = vec![0; READ_SIZE];
-    let mut cutter = Cutter::default();
-    let mut packets = Vec::new();
-    let mut batch = Batch::default();
-    // How many more reads before the next send. One after a sleep: what comes alone goes at once.
-    let mut reads = 1;
     while !shared.is_stopped() {
-        match shared.tun.read(&mut raw) {
-            Ok(length) => {
-                let mtu = usize::from(*shared.mtu.borrow());
-                if cutter.cut(raw.get(..length).unwrap_or_default(), mtu, &mut packets).is_none() {
-                    tracing::debug!(length, "packet from the TUN link not understood, dropped");
-                }
-                packets.drain(..).for_each(|packet| batch.seal(shared, packet));
-                reads -= 1;
-                if batch.is_full() || reads == 0 {
-                    reads = BATCH_READS;
-                    batch.send(shared, wake);
-                }
-            }
-            Err(Errno::AGAIN) => {
-                reads = 1;
-                batch.send(shared, wake);
-                wake.wait(&shared.tun, PollFlags::IN);
-            }
-            Err(Errno::INTR) => {}
+        // The lock ends before the sleep.
+        let carried = shared.outbound.lock().carry(shared, wake, usize::MAX);
+        match carried {
+            Ok(()) => wake.wait(&shared.tun, PollFlags::IN),
             // The link is gone (drivers/net/tun.c, tun_chr_read_iter).
             Err(Errno::BADFD) => return,
             Err(error) => {
@@ -57,6 +36,61 @@ pub(super) fn run(shared: &Shared, wake: &Wake) {
                 wake.pause();
             }
         }
+    }
+}
+
+/// What reads the TUN link and sends to the underlay. One thread has it at a time, so that packets keep their order: the
+/// thread of this direction, or the other one before it sleeps, to send at once what answers a packet it has brought.
+pub(super) struct Outbound {
+    raw: Vec<u8>,
+    cutter: Cutter,
+    packets: Vec<Packet>,
+    batch: Batch,
+}
+
+impl Outbound {
+    pub(super) fn new() -> Self {
+        Self {
+            raw: vec![0; READ_SIZE],
+            cutter: Cutter::default(),
+            packets: Vec::new(),
+            batch: Batch::default(),
+        }
+    }
+
+    /// Reads until nothing waits, or so many times, and sends what was read.
+    pub(super) fn carry(&mut self, shared: &Shared, wake: &Wake, times: usize) -> Result<(), Errno> {
+        // How many more reads before the next send. One after a sleep: what comes alone goes at once.
+        let mut reads = 1;
+        let mut left = times;
+        let mut result = Ok(());
+        while left > 0 && !shared.is_stopped() {
+            match shared.tun.read(&mut self.raw) {
+                Ok(length) => self.seal(shared, length),
+                Err(Errno::AGAIN) => break,
+                Err(Errno::INTR) => continue,
+                Err(error) => {
+                    result = Err(error);
+                    break;
+                }
+            }
+            left -= 1;
+            reads -= 1;
+            if self.batch.is_full() || reads == 0 {
+                reads = BATCH_READS;
+                self.batch.send(shared, wake);
+            }
+        }
+        self.batch.send(shared, wake);
+        result
+    }
+
+    fn seal(&mut self, shared: &Shared, length: usize) {
+        let mtu = usize::from(*shared.mtu.borrow());
+        if self.cutter.cut(self.raw.get(..length).unwrap_or_default(), mtu, &mut self.packets).is_none() {
+            tracing::debug!(length, "packet from the TUN link not understood, dropped");
+        }
+        self.packets.drain(..).for_each(|packet| self.batch.seal(shared, packet));
     }
 }
 
