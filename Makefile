@@ -66,15 +66,15 @@ units: build
 # Netlink, nftables, the user-space device and the lab itself, in namespaces of their own.
 namespaces: build
 	cargo test --release --no-fail-fast --package wg-overlay-host --package wg-overlay-userspace --tests
-	cargo test --release --no-fail-fast --package wg-overlay-e2e --test api --test lab
+	cargo test --release --no-fail-fast --workspace --test api --test lab
 
 # The plugin as a runtime calls it, killed at every system call; and the CNI project's own client, cnitool.
 cni-spec: build
-	cargo test --release --no-fail-fast --package wg-overlay-cni --test cni
+	cargo test --release --no-fail-fast --workspace --test cni
 
 # End to end on the user-space device of this host.
 overlay: build
-	cargo test --release --package wg-overlay-e2e --test overlay
+	cargo test --release --workspace --test overlay
 
 # The same suite on kernel WireGuard, in a virtual machine, but for cases that the device has no part in.
 kernel-wg: build
