@@ -69,7 +69,7 @@ fn up() -> Result<()> {
         })?;
         await_rounds(node)?;
         ensure!(network(lab)?.is_some_and(|(status, _)| status == "True"), "up before the conflist");
-        node.exec("bash", ["-euc", "rm /etc/cni/net.d; mkdir /etc/cni/net.d"])?;
+        node.exec("bash", ["-euc", "rm /etc/cni/net.d; mkdir -p /etc/cni/net.d"])?;
         await_ours(lab)?;
         ensure!(node.path(CONFLIST).exists(), "up before the conflist");
         ensure!(conditions(lab)?.contains(&ready), "another condition is gone: {:?}", conditions(lab)?);
