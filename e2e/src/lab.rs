@@ -220,7 +220,7 @@ impl Lab {
         text
     }
 
-    /// Prints every log's last lines.
+    /// Prints every log's last lines, and what each node's kernel says of its links, peers and drops.
     pub fn show_logs(&self) {
         let logs = fs::read_dir(self.folder().join("logs")).into_iter().flatten().flatten();
         let mut logs: Vec<PathBuf> = logs.map(|entry| entry.path()).collect();
@@ -231,6 +231,12 @@ impl Lab {
             let lines: Vec<&str> = text.lines().collect();
             let tail = lines.get(lines.len().saturating_sub(60)..).unwrap_or_default();
             eprintln!("--- {} ({} lines)\n{}", log.display(), lines.len(), tail.join("\n"));
+        }
+        for node in &self.nodes {
+            for look in ["ip -s link", "ip neigh", "ip -6 neigh", "wg show all", "nft list counters"] {
+                let shown = node.exec("sh", ["-c", look]).unwrap_or_else(|error| format!("{error:#}"));
+                eprintln!("--- {}: {look}\n{shown}", node.name());
+            }
         }
     }
 

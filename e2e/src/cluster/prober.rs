@@ -133,16 +133,7 @@ impl Probers {
         self.await_packets(nodes, 100 * (PATIENCE_MILLIS / 1000 + 1))?;
         let pairs = self.report(nodes)?;
         let sent: u64 = pairs.iter().map(|pair| pair.sent).sum();
-        let lost: Vec<String> = pairs
-            .iter()
-            .filter(|pair| pair.lost > 0)
-            .map(|pair| {
-                let PairReport { from, to, target, lost, longest_run, sent, error, .. } = pair;
-                format!(
-                    "{from} to {to} ({target}): {lost} of {sent}, at most {longest_run} in a row, {error:?}"
-                )
-            })
-            .collect();
+        let lost = PairReport::losses(&pairs);
         println!("  {during}: {} directions, {sent} packets, {} with losses", pairs.len(), lost.len());
         if lost.is_empty() {
             return Ok(());

@@ -4,6 +4,7 @@
 //! The packets are sent by the helper program `prober`, one process a pod, in the pod's namespace.
 
 use std::collections::BTreeMap;
+use std::fmt;
 use std::fs::File;
 use std::io::{BufRead as _, BufReader, Write as _};
 use std::net::IpAddr;
@@ -31,7 +32,7 @@ pub struct PairReport {
     pub target: IpAddr,
     /// Packets sent.
     pub sent: u64,
-    /// Answers.
+    /// Answers within the prober's patience.
     pub received: u64,
     /// Sent more than a second ago and not answered, or refused by the kernel.
     pub lost: u64,
@@ -39,6 +40,25 @@ pub struct PairReport {
     pub longest_run: u64,
     /// The last error of the kernel.
     pub error: Option<String>,
+}
+
+impl fmt::Display for PairReport {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { from, to, target, sent, received, lost, longest_run, error } = self;
+        write!(
+            f,
+            "{from} to {to} ({target}): of {sent} packets {received} answered in time, {lost} lost, at most \
+             {longest_run} in a row"
+        )?;
+        error.as_ref().map_or(Ok(()), |error| write!(f, "; last error: {error}"))
+    }
+}
+
+impl PairReport {
+    /// A line for each pair that lost packets.
+    pub fn losses(pairs: &[Self]) -> Vec<String> {
+        pairs.iter().filter(|pair| pair.lost > 0).map(Self::to_string).collect()
+    }
 }
 
 /// A running prober. Its drop ends it.

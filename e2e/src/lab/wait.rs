@@ -7,6 +7,9 @@ use anyhow::{Context as _, Result};
 /// How often a condition is looked at.
 const INTERVAL: Duration = Duration::from_millis(50);
 
+/// A wait to speak of.
+const LONG: Duration = Duration::from_secs(15);
+
 /// Tries until the check succeeds and gives its value.
 ///
 /// `WG_OVERLAY_E2E_PATIENCE`, a factor, stretches every timeout: an emulated machine is slower.
@@ -29,10 +32,16 @@ pub fn eventually_every<T>(
 ) -> Result<T> {
     let patience = std::env::var("WG_OVERLAY_E2E_PATIENCE").ok().and_then(|text| text.parse().ok());
     let timeout = timeout.mul_f64(patience.unwrap_or(1.0_f64).clamp(0.1, 100.0));
-    let deadline = Instant::now() + timeout;
+    let began = Instant::now();
+    let deadline = began + timeout;
     loop {
         match check() {
-            Ok(value) => return Ok(value),
+            Ok(value) => {
+                if began.elapsed() > LONG {
+                    eprintln!("  {what}: after {:?}", began.elapsed());
+                }
+                return Ok(value);
+            }
             Err(error) if Instant::now() >= deadline => {
                 return Err(error).with_context(|| format!("not within {timeout:?}: {what}"));
             }

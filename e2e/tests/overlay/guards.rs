@@ -52,7 +52,7 @@ fn all_are_lost(prober: &mut Prober, why: &str) -> Result<()> {
     prober.reset()?;
     prober.await_packets(100, PATIENCE)?;
     for pair in prober.report()? {
-        ensure!(pair.received == 0, "{why}: {} of {} to {} arrived", pair.received, pair.from, pair.to);
+        ensure!(pair.received == 0, "{why}: {pair}");
     }
     Ok(())
 }

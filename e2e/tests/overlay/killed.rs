@@ -4,7 +4,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, ensure};
 use rustix::process::{Pid, Signal, kill_process};
-use wg_overlay_e2e::lab::{Node, eventually};
+use wg_overlay_e2e::lab::{Node, PairReport, eventually};
 use wg_overlay_e2e::suite::{Case, skip};
 
 use crate::cluster::{PATIENCE, await_peers, status};
@@ -69,9 +69,8 @@ fn agent_killed() -> Result<()> {
         await_peers(node, 1)?;
         await_kernel(node, &patient.healthy, "an agent killed twenty times")?;
         patient.prober.await_packets(100, PATIENCE)?;
-        for pair in patient.prober.stop()? {
-            ensure!(pair.lost == 0, "{} to {} lost {} of {}", pair.from, pair.to, pair.lost, pair.sent);
-        }
+        let losses = PairReport::losses(&patient.prober.stop()?);
+        ensure!(losses.is_empty(), "{}", losses.join("\n"));
         Ok(())
     })
 }

@@ -4,7 +4,7 @@ use anyhow::{Context as _, Result, ensure};
 use base64::Engine as _;
 use base64::prelude::BASE64_STANDARD;
 use serde_json::{Value, json};
-use wg_overlay_e2e::lab::{Lab, Node, Pod, Prober, eventually, product};
+use wg_overlay_e2e::lab::{Lab, Node, PairReport, Pod, Prober, eventually, product};
 
 use crate::cluster::{PATIENCE, status};
 
@@ -125,9 +125,8 @@ pub fn probing(lab: &Lab, pods: &[&Pod]) -> Result<Prober> {
 /// Waits for some more packets, and none since the last reset may be lost.
 pub fn ensure_lossless(prober: &mut Prober, during: &str) -> Result<()> {
     prober.await_packets(30, PATIENCE)?;
-    for pair in prober.report()? {
-        ensure!(pair.lost == 0, "{during}: {} to {} lost {} of {}", pair.from, pair.to, pair.lost, pair.sent);
-    }
+    let losses = PairReport::losses(&prober.report()?);
+    ensure!(losses.is_empty(), "{during}:\n{}", losses.join("\n"));
     Ok(())
 }
 
