@@ -1,6 +1,7 @@
 //! The Kubernetes side: what the cluster says of its Nodes, and what this node says of itself.
 
 mod ask;
+mod coalescing;
 mod events;
 mod kubeadm;
 mod node;
@@ -20,15 +21,17 @@ use hyper_util::{
         Client as HttpClient,
         connect::{Connect, HttpConnector},
     },
-    rt::TokioExecutor,
+    rt::{TokioExecutor, TokioIo},
 };
 use kube::{
     Client, Config,
     client::{ClientBuilder, ConfigExt},
 };
-use tokio::sync::Notify;
-use tower::ServiceBuilder;
+use tokio::{net::TcpStream, sync::Notify};
+use tower::{ServiceBuilder, ServiceExt};
 use wg_overlay_mesh::PackedView;
+
+use coalescing::Coalescing;
 
 pub use ask::{Access, ask_all, connect_person};
 pub use events::Reporter;
@@ -63,6 +66,8 @@ fn build(config: Config) -> kube::Result<Client> {
     tcp.set_keepalive_interval(Some(Duration::from_secs(5)));
     tcp.set_keepalive_retries(Some(3));
     tcp.set_tcp_user_timeout(Some(Duration::from_secs(30)));
+    let tcp =
+        tcp.map_response(|stream: TokioIo<TcpStream>| TokioIo::new(Coalescing::new(stream.into_inner())));
     if config.cluster_url.scheme_str() == Some("https") {
         let https = config.rustls_https_connector_with_connector(tcp)?;
         stack(config, https)
@@ -72,6 +77,10 @@ fn build(config: Config) -> kube::Result<Client> {
     }
 }
 
+/// How long a connection waits for another request. After an address of this node went, a request on an old connection
+/// waits for an answer that can't come; patches are rare, and a new connection takes milliseconds.
+const KEPT_IDLE: Duration = Duration::from_secs(1);
+
 fn stack<C>(config: Config, connector: C) -> kube::Result<Client>
 where
     C: Connect + Clone + Send + Sync + 'static,
@@ -80,7 +89,7 @@ where
         .layer(config.base_uri_layer())
         .option_layer(config.auth_layer()?)
         .map_err(tower::BoxError::from)
-        .service(HttpClient::builder(TokioExecutor::new()).build(connector));
+        .service(HttpClient::builder(TokioExecutor::new()).pool_idle_timeout(KEPT_IDLE).build(connector));
     Ok(ClientBuilder::new(service, config.default_namespace).build())
 }
 

@@ -5,6 +5,7 @@
 
 mod inputs;
 mod outputs;
+mod pace;
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -36,6 +37,7 @@ use crate::{
 };
 
 pub use inputs::{gateways_in_use, names};
+use pace::Pace;
 
 /// How long to wait for more of the same before acting: a link that goes down takes dozens of routes along.
 const DEBOUNCE: Duration = Duration::from_millis(20);
@@ -157,11 +159,13 @@ impl Reconciler {
         let mut resync = interval(self.config.resync_interval);
         resync.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let mut stop = std::pin::pin!(stop);
+        let mut pace = Pace::new(Deadline::now());
         loop {
             // a moment, not a wait: who asks for the status must not put it off
             let retry_at = self.last.retry.map(|retry| retry.at);
             let mut full = false;
             let device = self.config.device_socket.clone().filter(|_| self.last.lacks_device);
+            let turn = pace.next(Deadline::now());
 
             // every arm is safe to cancel: what is not taken now is still there in the next round
             let mut scope = tokio::select! {
@@ -170,7 +174,10 @@ impl Reconciler {
                     self.answer(question).await;
                     continue;
                 }
-                () = self.nodes.changed() => Scope::NONE,
+                () = async { sleep_until(turn).await; self.nodes.changed().await } => {
+                    pace.note(Deadline::now());
+                    Scope::NONE
+                }
                 () = self.resolver.changed() => Scope::NONE,
                 change = events.next() => scope_of(change),
                 _ = resync.tick() => { full = true; Scope::ALL }

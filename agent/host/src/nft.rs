@@ -181,13 +181,12 @@ impl Nft {
 
 impl Kernel {
     fn change(&mut self, remove: &BTreeSet<SocketAddr>, add: &BTreeSet<SocketAddr>) -> Result<(), NftError> {
-        let before = self.tables.generation().ok().filter(|now| Some(*now) == self.read_at);
-        self.read_at = None;
+        let before = self.read_at.take();
         let transactions = self
             .tables
             .change(remove, add)
             .map_err(|source| NftError::Kernel { what: "change the endpoint sets", source })?;
-        // more than ours: somebody else has changed something in between
+        // more than ours: somebody else has changed something since
         let expected = before.map(|before| before.wrapping_add(transactions));
         self.read_at = self.tables.generation().ok().filter(|now| Some(*now) == expected);
         Ok(())
