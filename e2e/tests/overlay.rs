@@ -32,6 +32,8 @@ mod guards;
 mod kernel;
 #[path = "overlay/killed.rs"]
 mod killed;
+#[path = "overlay/killed_starts.rs"]
+mod killed_starts;
 #[path = "overlay/look.rs"]
 mod look;
 #[path = "overlay/mtu.rs"]
@@ -64,6 +66,7 @@ fn main() -> ExitCode {
         services::cases(),
         repair::cases(),
         killed::cases(),
+        killed_starts::cases(),
         guards::cases(),
         guard_rules::cases(),
         forwarding::cases(),

@@ -37,6 +37,18 @@ impl Node {
         self.start_agent_by(self.contained()?, &[])
     }
 
+    /// Likewise, and has strace kill it where its first thread enters this system call for so many times.
+    ///
+    /// # Errors
+    /// As `start_agent`, or there is no strace.
+    pub fn start_agent_killed_at(&self, call: &str, count: u32) -> Result<()> {
+        let mut strace = self.namespace().command("strace");
+        // -D: the agent is our child, and the tracer its grandchild
+        strace.args(["-D", "-o", "/dev/null", "-e", &format!("trace={call}"), "-e"]);
+        strace.arg(format!("inject={call}:signal=SIGKILL:when={count}")).arg(product("wg-overlay")?);
+        self.start_agent_by(strace, &[])
+    }
+
     fn start_agent_by(&self, mut command: std::process::Command, flags: &[&str]) -> Result<()> {
         if self.agent_runs() {
             bail!("an agent runs on {} already", self.name());

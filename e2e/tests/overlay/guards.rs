@@ -22,7 +22,7 @@ pub fn cases() -> Vec<Case> {
 }
 
 /// Two nodes, captured from before their agents start to the end, whose pods send to each other.
-fn while_pods_send(body: impl FnOnce(&Lab, &mut Prober) -> Result<()>) -> Result<()> {
+pub fn while_pods_send(body: impl FnOnce(&Lab, &mut Prober) -> Result<()>) -> Result<()> {
     Lab::test(LabConfig::default(), |lab| {
         let capture = proved(lab)?;
         for node in lab.nodes() {
