@@ -232,7 +232,9 @@ impl Store {
             let (Ok(address), Ok(holder)) = (name.parse::<IpAddr>(), target.parse::<Holder>()) else {
                 continue;
             };
-            if self.get(&holder)?.is_some_and(|held| held.addresses.contains(&address)) {
+            // Another spelling of an address isn't ours, and the entry of that address may well be held.
+            let foreign = address.to_string() != name;
+            if foreign || self.get(&holder)?.is_some_and(|held| held.addresses.contains(&address)) {
                 continue;
             }
             let path = self.address_path(address);

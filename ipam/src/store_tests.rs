@@ -245,6 +245,16 @@ fn foreign_entries_are_left_alone_and_hurt_nobody() {
 }
 
 #[test]
+fn another_spelling_of_a_held_address_frees_it_for_nobody() {
+    let (_folder, store) = store();
+    let held = store.reserve(&holder(1), &two_families()).unwrap().addresses[1];
+    let spelled = store.folder.join("addresses").join(held.to_string().to_uppercase());
+    std::os::unix::fs::symlink("pod9:eth0", &spelled).unwrap();
+    store.gc(|_| true).unwrap();
+    assert!(store.address_path(held).is_symlink() && spelled.is_symlink());
+}
+
+#[test]
 fn a_foreign_file_in_a_holders_place_is_an_error_that_names_it() {
     let (_folder, store) = store();
     store.reserve(&holder(1), &two_families()).unwrap();
