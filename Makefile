@@ -5,6 +5,7 @@
 # make cluster       a Kubernetes of three nodes in namespaces, with wg-overlay as its network (root)
 # make e2e           upstream's network tests and ours on that cluster (root)
 # make e2e-full      more of them, iptables mode and an older Kubernetes too (root)
+# make fuzz          the parsers of outside input, FUZZ="SECONDS" each, 60 if not said
 # make bench         us, the peers and the floor side by side: benches/report.md, target/bench/report.json (root)
 # make cluster-down  ends the cluster and leaves nothing of it
 .DEFAULT_GOAL := help
@@ -25,7 +26,7 @@ export WG_OVERLAY_E2E_BIN_DIR := $(RELEASE)
 # ring's C parts, for a static target
 export CC_$(subst -,_,$(TRIPLE)) := musl-gcc
 
-.PHONY: help demo test lint build build-agent build-others prerequisites units namespaces cni-spec overlay kernel-wg kernel-wg-all cluster cluster-down e2e e2e-full bench bench-smoke clean
+.PHONY: help demo test lint build build-agent build-others prerequisites units namespaces cni-spec overlay kernel-wg kernel-wg-all cluster cluster-down e2e e2e-full fuzz bench bench-smoke clean
 
 help: ## this list
 	@sed -n 's/^# make /make /p' $(MAKEFILE_LIST)
@@ -98,6 +99,10 @@ e2e: build
 e2e-full: build
 	@e2e/cluster/run full
 
+# With coverage, on the stable compiler; the corpus is e2e/fuzz/corpus. FUZZ="600 node uapi" is ten minutes each of two.
+fuzz: prerequisites
+	@e2e/fuzz/run $(FUZZ)
+
 # BENCH holds its arguments: make bench BENCH="--only plugin". A peer that doesn't build is named in the report.
 bench: build
 	-@benches/peers
@@ -112,6 +117,7 @@ bench-smoke: build
 
 lint: prerequisites
 	cargo fmt --all --check
+	cargo fmt --manifest-path e2e/fuzz/Cargo.toml --check
 	cargo clippy --release --workspace --all-targets -- -D warnings
 	@e2e/deny
 	@deploy/lint

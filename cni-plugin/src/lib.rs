@@ -8,6 +8,8 @@
 //! the agent (most runtimes never call GC) both use it.
 
 mod collect;
+#[cfg(fuzzing)]
+pub mod fuzzing;
 mod names;
 mod netlink;
 mod network;

@@ -116,12 +116,8 @@ impl Netlink {
         while pending > 0 {
             self.buffer.clear();
             self.socket.recv(&mut self.buffer, 0).map_err(|source| NetlinkError::Io(what(0), source))?;
-            let mut rest = self.buffer.as_slice();
-            while !rest.is_empty() {
-                let decode = |source| NetlinkError::Decode(what(0), source);
-                let length = NetlinkBuffer::new_checked(rest).map_err(decode)?.length() as usize;
-                let message = NetlinkMessage::<Reply>::deserialize(rest).map_err(decode)?;
-                rest = rest.get(length.next_multiple_of(4)..).unwrap_or_default();
+            for message in messages(&self.buffer) {
+                let message = message.map_err(|source| NetlinkError::Decode(what(0), source))?;
                 let sequence = message.header.sequence_number;
                 if sequence < first {
                     continue;
@@ -191,6 +187,18 @@ impl Netlink {
             other => other.map(drop),
         }
     }
+}
+
+/// What a datagram of the kernel says, up to the first message that can't be read.
+pub(crate) fn messages(datagram: &[u8]) -> impl Iterator<Item = Result<NetlinkMessage<Reply>, DecodeError>> {
+    let mut rest = Some(datagram).filter(|rest| !rest.is_empty());
+    std::iter::from_fn(move || {
+        let message = rest.take()?;
+        Some(NetlinkBuffer::new_checked(message).map(|buffer| buffer.length() as usize).and_then(|length| {
+            rest = message.get(length.next_multiple_of(4)..).filter(|rest| !rest.is_empty());
+            NetlinkMessage::deserialize(message).inspect_err(|_| rest = None)
+        }))
+    })
 }
 
 /// Down to IFLA_BRPORT_STATE: IFLA_LINKINFO holds IFLA_INFO_SLAVE_DATA, that the state (linux/if_link.h).

@@ -73,10 +73,14 @@ impl Network {
                 other.map_err(|source| NetworkError::Io { action: "read", path: path.clone(), source })?
             }
         };
-        let network: Self = serde_json::from_slice(&text)
-            .map_err(|source| NetworkError::Malformed { path: path.clone(), source })?;
+        let network =
+            Self::parse(&text).map_err(|source| NetworkError::Malformed { path: path.clone(), source })?;
         network.ranges().map_err(|reason| NetworkError::Invalid { path, reason })?;
         Ok(network)
+    }
+
+    pub(crate) fn parse(text: &[u8]) -> serde_json::Result<Self> {
+        serde_json::from_slice(text)
     }
 
     /// Writes the mark into `state_dir`, which must exist, by a temporary file and a rename. False if it says so already.

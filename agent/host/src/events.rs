@@ -4,7 +4,7 @@
 //! pods coming and going, a link's counters, an address that is confirmed, and our own requests. WireGuard peers and
 //! legacy iptables raise no events.
 
-mod links;
+pub(crate) mod links;
 
 use std::{collections::BTreeSet, io, time::Duration};
 
@@ -17,7 +17,7 @@ use rustix::io::Errno;
 use wg_overlay_mesh::TABLE;
 
 use self::links::KnownLinks;
-use crate::netlink::{parsed, split};
+use crate::netlink::{Message, split};
 
 /// What has changed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -122,36 +122,17 @@ impl Events {
     fn read_route(&mut self, datagram: &[u8]) {
         for message in split(datagram) {
             let own = message.port_number() == self.own.route;
-            let matters = match message.message_type() {
-                // thousands at once, of which nothing is remembered
-                RTM_NEWROUTE | RTM_DELROUTE => !own && self.links.route_matters(message.payload()),
-                _ => parsed(message).is_some_and(|message| self.links.follow(&message)),
-            };
-            if matters && !own {
+            if self.links.heard(message, own) {
                 self.pending.insert(Change::Network);
             }
         }
     }
 
     fn read_nftables(&mut self, datagram: &[u8]) {
-        for message in split(datagram) {
-            let own = message.port_number() == self.own.nftables;
-            if own || message.message_type() & 0xff == NEW_GENERATION {
-                continue;
-            }
-            self.pending.extend(match table(message.payload()) {
-                Some(TABLE) => Some(Change::Firewall),
-                // kube-proxy rewrites its own table all the time, and no packet of ours is dropped in it.
-                Some("kube-proxy") | None => None,
-                Some(_) => Some(Change::HostChains),
-            });
-        }
+        let others = split(datagram).filter(|message| message.port_number() != self.own.nftables);
+        self.pending.extend(others.filter_map(nftables_change));
     }
 }
-
-/// include/uapi/linux/rtnetlink.h
-const RTM_NEWROUTE: u16 = 24;
-const RTM_DELROUTE: u16 = 25;
 
 /// Links, addresses and routes: `RTMGRP_LINK`, `RTMGRP_IPV4_IFADDR`, `_IPV4_ROUTE`, `_IPV6_IFADDR`, `_IPV6_ROUTE`
 /// (include/uapi/linux/rtnetlink.h).
@@ -186,6 +167,19 @@ fn refill(socket: &TokioSocket, datagram: &mut Vec<u8>) -> io::Result<()> {
 /// `NFT_MSG_NEWGEN`, which closes each transaction and names no table (include/uapi/linux/netfilter/nf_tables.h). The
 /// upper byte of a type is the subsystem.
 const NEW_GENERATION: u16 = 15;
+
+/// What an nftables event means to us.
+pub(crate) fn nftables_change(message: Message<'_>) -> Option<Change> {
+    if message.message_type() & 0xff == NEW_GENERATION {
+        return None;
+    }
+    match table(message.payload())? {
+        TABLE => Some(Change::Firewall),
+        // kube-proxy rewrites its own table all the time, and no packet of ours is dropped in it.
+        "kube-proxy" => None,
+        _ => Some(Change::HostChains),
+    }
+}
 
 /// The table that an nftables event is about: in every other message attribute 1.
 fn table(payload: &[u8]) -> Option<&str> {

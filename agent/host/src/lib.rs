@@ -10,6 +10,8 @@ mod detach;
 mod device;
 mod error;
 mod events;
+#[cfg(fuzzing)]
+pub mod fuzzing;
 mod host;
 mod key;
 mod links;

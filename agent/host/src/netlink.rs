@@ -172,7 +172,7 @@ impl Netlink {
 
 /// What is kept of a dump's message, if anything: five thousand nodes are megabytes of messages.
 type Pick<'a, T> = dyn Fn(Message<'_>) -> Option<T> + 'a;
-type Message<'a> = NetlinkBuffer<&'a [u8]>;
+pub(crate) type Message<'a> = NetlinkBuffer<&'a [u8]>;
 
 const NLMSG_ERROR: u16 = 2;
 const NLMSG_DONE: u16 = 3;

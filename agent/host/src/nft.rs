@@ -4,6 +4,8 @@
 //! program, whose answers are JSON (libnftables-json(5)). It stands apart from the netlink modules because rules are
 //! text: a person reads the same words in `nft list table inet wg-overlay`.
 
+#[cfg(fuzzing)]
+pub(crate) mod fuzzing;
 mod host_chain;
 mod legacy;
 mod nfnetlink;

@@ -4,7 +4,7 @@
 //! many allowed IPs twice (the kernel splits it over messages), refuses a peer that fills more than one message, starts
 //! `wireguard-go` where a socket is dead, and keeps keys in memory that it does not wipe. Every call here blocks.
 
-mod uapi;
+pub(crate) mod uapi;
 
 use std::{
     collections::BTreeMap,

@@ -18,6 +18,8 @@
 mod device;
 mod engine;
 mod error;
+#[cfg(fuzzing)]
+pub mod fuzzing;
 mod link;
 mod recycle;
 mod standby;

@@ -160,7 +160,7 @@ async fn converse(mut stream: UnixStream, device: &mut Device, command: &impl Fn
     let _ = stream.write_all(line.as_bytes()).await;
 }
 
-fn parse(question: &str) -> Option<u16> {
+pub(crate) fn parse(question: &str) -> Option<u16> {
     match question.trim_end().split_once(' ') {
         None if question.trim_end() == "start" => Some(DEFAULT_MTU),
         Some(("start", mtu)) => mtu.strip_prefix("mtu=")?.parse().ok(),

@@ -19,7 +19,7 @@ use crate::error::DeviceError;
 mod checksum;
 mod cut;
 mod headers;
-mod join;
+pub(crate) mod join;
 
 /// Packets that wait while this process has no processor: with TUN's default of 500, a node whose processors are all busy
 /// loses packets after some tenths of a second. A flood of full packets waits no longer than 3 MB take.

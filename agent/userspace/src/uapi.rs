@@ -12,7 +12,7 @@
 
 mod control;
 mod reply;
-mod request;
+pub(crate) mod request;
 mod socket;
 
 pub(crate) use control::Control;

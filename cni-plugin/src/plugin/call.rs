@@ -1,6 +1,6 @@
 //! The call's parameters: the environment that the runtime sets.
 
-use std::{env, path::PathBuf};
+use std::{ffi::OsString, path::PathBuf};
 
 use wg_overlay_ipam::Holder;
 
@@ -19,7 +19,11 @@ pub(crate) enum Call {
 impl Call {
     /// Reads the environment by the CNI specification 1.1.0, "Parameters" and each command's required list. Every missing
     /// variable is named at once.
-    pub(crate) fn from_env() -> Result<Self, CniError> {
+    pub(crate) fn read(variable: impl Fn(&'static str) -> Option<OsString>) -> Result<Self, CniError> {
+        let get = |name| {
+            let value = variable(name).unwrap_or_default().into_string();
+            value.map_err(|value| CniError::Env { name, reason: format!("{value:?} is not UTF-8") })
+        };
         let command = get("CNI_COMMAND")?;
         let required: &[&str] = match command.as_str() {
             "ADD" | "CHECK" => &["CNI_CONTAINERID", "CNI_NETNS", "CNI_IFNAME"],
@@ -51,9 +55,4 @@ impl Call {
             _ => Self::Version,
         })
     }
-}
-
-fn get(name: &'static str) -> Result<String, CniError> {
-    let value = env::var_os(name).unwrap_or_default();
-    value.into_string().map_err(|value| CniError::Env { name, reason: format!("{value:?} is not UTF-8") })
 }

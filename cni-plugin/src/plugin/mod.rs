@@ -7,6 +7,8 @@ mod call;
 mod check;
 mod conf;
 mod error;
+#[cfg(fuzzing)]
+pub(crate) mod fuzzing;
 mod link;
 mod log;
 mod netns;
@@ -56,7 +58,7 @@ pub fn run() -> ExitCode {
 
 /// In the order of the CNI project's own skeleton: environment, stdin, then the version.
 fn call(parsed: &mut Option<NetConf>) -> Result<(), CniError> {
-    let call = Call::from_env()?;
+    let call = Call::read(std::env::var_os)?;
     let stdin = conf::read_stdin()?;
     if call == Call::Version {
         return version(&stdin);

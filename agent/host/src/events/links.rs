@@ -14,12 +14,13 @@ use wg_overlay_mesh::{BRIDGE, DEVICE};
 
 use crate::{
     links::{self, FoundLink},
+    netlink::{Message, parsed},
     routes,
 };
 
 /// The links as the events so far leave them, by index.
-#[derive(Debug)]
-pub(super) struct KnownLinks(BTreeMap<u32, FoundLink>);
+#[derive(Debug, Default)]
+pub(crate) struct KnownLinks(BTreeMap<u32, FoundLink>);
 
 impl KnownLinks {
     /// The links of this moment.
@@ -27,8 +28,17 @@ impl KnownLinks {
         links::read().map(Self)
     }
 
+    /// Takes an event and tells whether it is of others and matters.
+    pub(crate) fn heard(&mut self, message: Message<'_>, own: bool) -> bool {
+        match message.message_type() {
+            // thousands at once, of which nothing is remembered
+            RTM_NEWROUTE | RTM_DELROUTE => !own && self.route_matters(message.payload()),
+            _ => parsed(message).is_some_and(|message| self.follow(&message)) && !own,
+        }
+    }
+
     /// Remembers what a message says and tells whether it matters.
-    pub(super) fn follow(&mut self, message: &RouteNetlinkMessage) -> bool {
+    fn follow(&mut self, message: &RouteNetlinkMessage) -> bool {
         match message {
             RouteNetlinkMessage::NewLink(message) => self.follow_link(message),
             RouteNetlinkMessage::DelLink(message) => self.forget_link(message),
@@ -72,7 +82,7 @@ impl KnownLinks {
     }
 
     /// Whether a route that came, went or changed matters.
-    pub(super) fn route_matters(&self, message: &[u8]) -> bool {
+    fn route_matters(&self, message: &[u8]) -> bool {
         let Some(route) = routes::found(message) else { return false };
         if is_of_one_link(&route.destination.addr()) {
             return false;
@@ -82,6 +92,10 @@ impl KnownLinks {
         route.is_ours() || foreign
     }
 }
+
+/// include/uapi/linux/rtnetlink.h
+const RTM_NEWROUTE: u16 = 24;
+const RTM_DELROUTE: u16 = 25;
 
 /// The bridge's own messages on its ports; "deleted" means there that a port left.
 fn is_port_message(message: &LinkMessage) -> bool {

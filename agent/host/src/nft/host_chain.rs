@@ -17,15 +17,25 @@ pub(super) fn observe(listen_port: u16, found: &mut ObservedRules) -> Result<(),
         let Some((chain, policy_drops)) = base_chain(head) else { continue };
         match rules(&chain) {
             Ok(rules) => {
-                let drops = policy_drops || rules.last().is_some_and(drops_everything);
-                let ours = rules.iter().any(is_ours);
-                let exact = are_exactly(&rules, &wanted(&chain, listen_port));
-                found.host_chains.extend(state(drops, ours, exact).map(|state| (chain, state)));
+                let state = judge(&chain, policy_drops, &rules, listen_port);
+                found.host_chains.extend(state.map(|state| (chain, state)));
             }
             Err(e) => found.warnings.push(super::with_causes(&e)),
         }
     }
     Ok(())
+}
+
+/// What a chain with these rules means for our traffic.
+pub(super) fn judge(
+    chain: &HostChain,
+    policy_drops: bool,
+    rules: &[Value],
+    listen_port: u16,
+) -> Option<HostChainState> {
+    let drops = policy_drops || rules.last().is_some_and(drops_everything);
+    let exact = are_exactly(rules, &wanted(chain, listen_port));
+    state(drops, rules.iter().any(is_ours), exact)
 }
 
 /// What a chain means for our traffic; `None` where it is no affair of ours.
@@ -63,7 +73,7 @@ pub(super) fn set(chain: &HostChain, listen_port: Option<u16>) -> Result<(), Nft
 }
 
 /// A filter chain that hooks forward or input, and whether its policy is drop.
-fn base_chain(head: &Value) -> Option<(HostChain, bool)> {
+pub(super) fn base_chain(head: &Value) -> Option<(HostChain, bool)> {
     let text = |key: &str| head.get(key).and_then(Value::as_str);
     let (family, table, chain) = (text("family")?, text("table")?, text("name")?);
     let input = match text("hook")? {
@@ -80,7 +90,11 @@ fn base_chain(head: &Value) -> Option<(HostChain, bool)> {
 fn rules(chain: &HostChain) -> Result<Vec<Value>, NftError> {
     let HostChain::Nft { family, table, chain, .. } = chain else { return Ok(Vec::new()) };
     let objects = list_existing(&["chain", family, table, chain])?.unwrap_or_default();
-    Ok(objects.into_iter().filter_map(|mut o| o.get_mut("rule").map(Value::take)).collect())
+    Ok(rules_among(objects))
+}
+
+pub(super) fn rules_among(objects: Vec<Value>) -> Vec<Value> {
+    objects.into_iter().filter_map(|mut o| o.get_mut("rule").map(Value::take)).collect()
 }
 
 /// The matches of our rules; each of them counts and accepts.

@@ -4,7 +4,7 @@
 
 use std::fs;
 
-use wg_overlay_mesh::{ALIAS, BRIDGE, DEVICE, HostChain};
+use wg_overlay_mesh::{ALIAS, BRIDGE, DEVICE, HostChain, HostChainState};
 
 use super::{
     NftError, ObservedRules, host_chain,
@@ -19,9 +19,7 @@ pub(super) fn observe(listen_port: u16, found: &mut ObservedRules) {
             }
             match list(ipv6, input) {
                 Ok(lines) => {
-                    let ours = lines.iter().any(|line| is_ours(line));
-                    let exact = are_exactly(&lines, &wanted(input, listen_port));
-                    let state = host_chain::state(drops(&lines), ours, exact);
+                    let state = judge(&lines, input, listen_port);
                     found.host_chains.extend(state.map(|s| (HostChain::Legacy { ipv6, input }, s)));
                 }
                 Err(e) => found.warnings.push(format!(
@@ -32,6 +30,12 @@ pub(super) fn observe(listen_port: u16, found: &mut ObservedRules) {
             }
         }
     }
+}
+
+/// What a chain of these lines means for our traffic.
+pub(super) fn judge(lines: &[String], input: bool, listen_port: u16) -> Option<HostChainState> {
+    let exact = are_exactly(lines, &wanted(input, listen_port));
+    host_chain::state(drops(lines), lines.iter().any(|line| is_ours(line)), exact)
 }
 
 /// In a pod they need CAP_NET_RAW, for the raw socket that they talk over, and their lock /run/xtables.lock.

@@ -60,8 +60,7 @@ impl Tables {
     pub(super) fn generation(&mut self) -> io::Result<u32> {
         let mut generation = None;
         let take = |message: &NetlinkBuffer<&[u8]>| {
-            let id = attribute(message.payload(), NFTA_GEN_ID).and_then(|id| id.try_into().ok());
-            generation = generation.or(id.map(u32::from_be_bytes));
+            generation = generation.or(generation_id(message.payload()));
         };
         self.ask(NFT_MSG_GETGEN, 0, 0, |_| {}, take)?;
         generation.ok_or_else(no_answer)
@@ -195,8 +194,12 @@ fn name(text: &str) -> Vec<u8> {
     [text.as_bytes(), &[0]].concat()
 }
 
+pub(super) fn generation_id(payload: &[u8]) -> Option<u32> {
+    attribute(payload, NFTA_GEN_ID)?.try_into().ok().map(u32::from_be_bytes)
+}
+
 /// The name and value of a counter that the kernel tells of.
-fn counter(payload: &[u8]) -> Option<(String, (u64, u64))> {
+pub(super) fn counter(payload: &[u8]) -> Option<(String, (u64, u64))> {
     let name = CStr::from_bytes_with_nul(attribute(payload, NFTA_OBJ_NAME)?).ok()?;
     let data = attribute(payload, NFTA_OBJ_DATA)?;
     let number = |kind| Some(u64::from_be_bytes(nested(data, kind)?.try_into().ok()?));

@@ -89,16 +89,20 @@ fn package(program: &str) -> &'static str {
 pub(super) fn list(arguments: &[&str]) -> Result<Vec<Value>, NftError> {
     let arguments = [&["-j", "list"], arguments].concat();
     let answer = run("nft", &arguments, None)?;
-    let wrong = |source| NftError::Answer {
+    objects(&answer).map_err(|source| NftError::Answer {
         program: "nft",
         arguments: arguments.join(" "),
         expected: "JSON with a list `nftables` (libnftables-json(5))",
         source,
-    };
-    let mut answer: Value = serde_json::from_str(&answer).map_err(|e| wrong(Some(e)))?;
+    })
+}
+
+/// The objects of a listing; the error has no cause where it is JSON of another shape.
+pub(super) fn objects(answer: &str) -> Result<Vec<Value>, Option<serde_json::Error>> {
+    let mut answer: Value = serde_json::from_str(answer).map_err(Some)?;
     match answer.get_mut("nftables").map(Value::take) {
         Some(Value::Array(objects)) => Ok(objects),
-        _ => Err(wrong(None)),
+        _ => Err(None),
     }
 }
 

@@ -78,19 +78,22 @@ fn forget(record: &Path) -> Result<(), NftError> {
     }
 }
 
-/// The table's objects without what changes by itself: the version of `nft` and the counters' values.
 fn listing() -> Result<Option<Vec<Value>>, NftError> {
-    let Some(mut objects) = list_existing(&["table", "inet", TABLE])? else { return Ok(None) };
+    Ok(list_existing(&["table", "inet", TABLE])?.map(lasting))
+}
+
+/// The table's objects without what changes by itself: the version of `nft` and the counters' values.
+pub(super) fn lasting(mut objects: Vec<Value>) -> Vec<Value> {
     objects.retain(|o| o.get("metainfo").is_none());
     for counter in objects.iter_mut().filter_map(|o| o.get_mut("counter")).filter_map(Value::as_object_mut) {
         counter.remove("packets");
         counter.remove("bytes");
     }
-    Ok(Some(objects))
+    objects
 }
 
 /// Takes the elements of the endpoint sets out of a listing.
-fn take_endpoints(listing: &mut [Value]) -> Result<BTreeSet<SocketAddr>, NftError> {
+pub(super) fn take_endpoints(listing: &mut [Value]) -> Result<BTreeSet<SocketAddr>, NftError> {
     let mut endpoints = BTreeSet::new();
     for set in listing.iter_mut().filter_map(|o| o.get_mut("set")).filter_map(Value::as_object_mut) {
         if set.get("name").and_then(Value::as_str).is_some_and(|name| name.starts_with("endpoints"))

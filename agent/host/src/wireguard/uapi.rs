@@ -30,7 +30,7 @@ pub(super) fn read() -> io::Result<Settings> {
     parse(socket, SystemTime::now())
 }
 
-fn parse(mut source: impl Read, now: SystemTime) -> io::Result<Settings> {
+pub(crate) fn parse(mut source: impl Read, now: SystemTime) -> io::Result<Settings> {
     let mut reader = Reader { settings: Settings::default(), peer: None, now };
     let mut buffer = Zeroizing::new(vec![0; BUFFER]);
     let mut filled = 0;

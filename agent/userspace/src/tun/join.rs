@@ -17,6 +17,8 @@ use super::{
     },
 };
 
+#[cfg(fuzzing)]
+pub(crate) mod fuzzing;
 mod segment;
 #[cfg(test)]
 mod tests;

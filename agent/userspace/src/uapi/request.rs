@@ -7,7 +7,7 @@ use ipnetwork::IpNetwork;
 use zeroize::Zeroizing;
 
 /// One request of the configuration protocol.
-pub(super) enum Request {
+pub(crate) enum Request {
     /// `get=1`
     Get,
     /// `set=1`
@@ -16,7 +16,7 @@ pub(super) enum Request {
 
 /// What a `set` changes; `None` leaves it alone.
 #[derive(Default)]
-pub(super) struct SetDevice {
+pub(crate) struct SetDevice {
     /// A new key, or `Some(None)` to have none.
     pub(super) private_key: Option<Option<StaticSecret>>,
     pub(super) listen_port: Option<u16>,
@@ -28,7 +28,7 @@ pub(super) struct SetDevice {
 }
 
 /// What a `set` changes on one peer.
-pub(super) struct SetPeer {
+pub(crate) struct SetPeer {
     pub(super) public_key: PublicKey,
     pub(super) remove: bool,
     pub(super) update_only: bool,
@@ -42,7 +42,7 @@ pub(super) struct SetPeer {
 
 /// One `allowed_ip` line, host bits cleared.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum AllowedIp {
+pub(crate) enum AllowedIp {
     Add(IpNetwork),
     /// `allowed_ip=-PREFIX`
     Remove(IpNetwork),
@@ -50,7 +50,7 @@ pub(super) enum AllowedIp {
 
 /// A request that is not one of the protocol. Names the key at most, never a value.
 #[derive(Debug, thiserror::Error, PartialEq, Eq)]
-pub(super) enum Malformed {
+pub(crate) enum Malformed {
     #[error("expected `get=1` or `set=1` first")]
     Operation,
     #[error("expected lines of the form key=value")]
@@ -63,7 +63,7 @@ pub(super) enum Malformed {
 
 impl Request {
     /// Reads the lines of one request, without the blank line that ends it.
-    pub(super) fn parse(text: &str) -> Result<Self, Malformed> {
+    pub(crate) fn parse(text: &str) -> Result<Self, Malformed> {
         let mut lines = text.lines();
         match lines.next() {
             Some("get=1") if lines.next().is_none() => Ok(Self::Get),

@@ -1,0 +1,42 @@
+//! The readers of `nft`'s, iptables' and nfnetlink's answers, without the kernel.
+
+use super::{
+    host_chain, legacy,
+    nfnetlink::{counter, generation_id},
+    program::objects,
+    table::{lasting, take_endpoints},
+};
+use crate::{events::nftables_change, netlink::split};
+
+const PORT: u16 = wg_overlay_mesh::DEFAULT_LISTEN_PORT;
+
+/// Reads an answer of `nft -j list`, as one of our table and as one of the host's chains.
+pub fn nft(answer: &str) {
+    let Ok(objects) = objects(answer) else { return };
+    let rules = host_chain::rules_among(objects.clone());
+    for (chain, drops) in objects.iter().filter_map(|o| host_chain::base_chain(o.get("chain")?)) {
+        host_chain::judge(&chain, drops, &rules, PORT);
+    }
+    let mut listing = lasting(objects);
+    if take_endpoints(&mut listing).is_ok() {
+        let again = take_endpoints(&mut listing);
+        assert!(again.is_ok_and(|endpoints| endpoints.is_empty()), "what is compared holds no endpoints");
+    }
+}
+
+/// Reads an answer of `iptables-legacy -S`.
+pub fn iptables(answer: &str) {
+    let lines: Vec<String> = answer.lines().map(str::to_owned).collect();
+    for input in [false, true] {
+        legacy::judge(&lines, input, PORT);
+    }
+}
+
+/// Reads a datagram of nfnetlink, as an answer and as events.
+pub fn nfnetlink(datagram: &[u8]) {
+    for message in split(datagram) {
+        counter(message.payload());
+        generation_id(message.payload());
+        nftables_change(message);
+    }
+}
