@@ -1,4 +1,5 @@
-//! Nodes as the API server sends them, one a line, and what worker-1 decides on them.
+//! Nodes, one a line, and what worker-1 decides on them. A Node is JSON as the API server sends it, or what a Node says in
+//! short: the fields of [`SHORT`], then PodCIDRs and addresses with commas, all parted by bars.
 
 #![no_main]
 
@@ -8,8 +9,8 @@ use ipnet::IpNet;
 use libfuzzer_sys::fuzz_target;
 use wg_overlay_mesh::{
     Advertisement, Changes, ClusterView, Decision, KeepaliveSetting, Local, Mesh, MtuSetting, NodeRecord,
-    ObservedState, PackedView, PublicKey, Resolved, Settings, Underlay, UnderlayLink, UnderlayRoute, decide,
-    plan,
+    ObservedState, PackedView, PublicKey, Resolved, Settings, Underlay, UnderlayLink, UnderlayRoute,
+    annotation, decide, plan,
 };
 
 #[allow(dead_code, missing_docs)] // the watcher's part
@@ -17,6 +18,14 @@ use wg_overlay_mesh::{
 mod node;
 
 const OWN: &str = "worker-1";
+const SHORT: [&str; 6] = [
+    annotation::PUBLIC_KEY,
+    annotation::OVERLAY_IPS,
+    annotation::LISTEN_PORT,
+    annotation::MTU,
+    annotation::ENDPOINT,
+    annotation::PERSISTENT_KEEPALIVE,
+];
 
 fuzz_target!(|data: &[u8]| {
     let (mut local, observed, resolved) = (local(), observed(), Resolved::new());
@@ -42,8 +51,23 @@ fuzz_target!(|data: &[u8]| {
 });
 
 fn read(line: &[u8]) -> Option<(String, NodeRecord)> {
+    if !line.starts_with(b"{") {
+        return Some(short(std::str::from_utf8(line).ok()?));
+    }
     let node: node::SlimNode = serde_json::from_slice(line).ok()?;
     Some((kube::Resource::meta(&node).name.clone()?, node.record))
+}
+
+/// The Node is named by its key: another line may change it.
+fn short(line: &str) -> (String, NodeRecord) {
+    let mut fields = line.split('|');
+    let said = SHORT.iter().zip(fields.by_ref().take(SHORT.len())).filter(|(_, value)| !value.is_empty());
+    let annotations: BTreeMap<_, _> =
+        said.map(|(name, value)| ((*name).to_owned(), value.to_owned())).collect();
+    let mut list = || fields.next().unwrap_or_default().split(',').map(str::to_owned).collect();
+    let (pod_cidrs, internal_ips) = (list(), list());
+    let name = annotations.get(annotation::PUBLIC_KEY).cloned().unwrap_or_default();
+    (name, NodeRecord { created: 2000, annotations, pod_cidrs, internal_ips, ..NodeRecord::default() })
 }
 
 /// What an agent writes of an advertisement is read as that advertisement. Each agent has an overlay address.
