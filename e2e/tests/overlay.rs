@@ -6,12 +6,11 @@
 
 use std::process::ExitCode;
 
+use wg_overlay_e2e::look::{self, converged as cluster, kernel};
 use wg_overlay_e2e::suite::run;
 
 #[path = "overlay/boot.rs"]
 mod boot;
-#[path = "overlay/cluster.rs"]
-mod cluster;
 #[path = "overlay/connectivity.rs"]
 mod connectivity;
 #[path = "overlay/contained.rs"]
@@ -28,14 +27,10 @@ mod forwarding;
 mod guard_rules;
 #[path = "overlay/guards.rs"]
 mod guards;
-#[path = "overlay/kernel.rs"]
-mod kernel;
 #[path = "overlay/killed.rs"]
 mod killed;
 #[path = "overlay/killed_starts.rs"]
 mod killed_starts;
-#[path = "overlay/look.rs"]
-mod look;
 #[path = "overlay/mtu.rs"]
 mod mtu;
 #[path = "overlay/nodes.rs"]

@@ -5,14 +5,15 @@ use std::collections::BTreeMap;
 
 use anyhow::{Context as _, Result, ensure};
 use serde_json::Value;
-use wg_overlay_e2e::lab::{Node, eventually};
 
-use crate::cluster::PATIENCE;
+use super::converged::PATIENCE;
+use crate::lab::{Node, eventually};
 
 /// Lists by what they are of.
 pub type Kernel = BTreeMap<String, String>;
 
 /// What the kernel holds at this moment; what is missing says so.
+#[must_use]
 pub fn kernel(node: &Node) -> Kernel {
     let of = |list: Result<String>| list.unwrap_or_else(|error| format!("none: {}", error.root_cause()));
     let mut all = Kernel::new();
@@ -30,6 +31,9 @@ pub fn kernel(node: &Node) -> Kernel {
 }
 
 /// Waits until the kernel holds this again.
+///
+/// # Errors
+/// It doesn't within `PATIENCE`: the error holds the first difference.
 pub fn await_kernel(node: &Node, expected: &Kernel, what: &str) -> Result<()> {
     eventually(PATIENCE, &format!("{}: {what} is repaired", node.name()), || {
         for (part, now) in kernel(node) {

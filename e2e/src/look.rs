@@ -1,0 +1,12 @@
+//! What a person sees of nodes with agents, and waits for it: the cases of `tests/overlay` and `torture` look through it.
+//!
+//! It owns no policy of what is right: a case compares, and says what it expects.
+
+#![allow(clippy::indexing_slicing, reason = "JSON's index gives null for what is missing")]
+
+pub mod breaks;
+pub mod converged;
+pub mod kernel;
+mod node;
+
+pub use node::*;
