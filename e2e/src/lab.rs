@@ -24,6 +24,7 @@ mod namespace;
 mod node;
 mod pod;
 mod prober;
+mod sites;
 mod wait;
 
 use std::fs;
@@ -39,7 +40,7 @@ pub use command::{helper, product, run, run_with_input};
 pub use namespace::{Namespace, Network};
 pub use node::{Families, Node, NodeConfig};
 pub use pod::Pod;
-pub use prober::{PairReport, Prober};
+pub use prober::{Pace, PairReport, Prober};
 pub use wait::{eventually, eventually_every};
 
 /// The cluster's pod prefixes; node N has 10.244.N.0/24 and fd00:244:0:N::/64.
@@ -192,15 +193,6 @@ impl Lab {
             tunnel_port: self.config.tunnel_port,
         };
         Capture::start(config, self.folder())
-    }
-
-    /// Starts to probe between all pairs of pods, in each family that both have, at 100 packets a
-    /// second and pair.
-    ///
-    /// # Errors
-    /// The helper is missing, or a pod is gone.
-    pub fn prober(&self, pods: &[&Pod]) -> Result<Prober> {
-        Prober::start(pods, self.folder())
     }
 
     /// The lab's folder: logs, sockets, captures.

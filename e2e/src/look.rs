@@ -8,5 +8,6 @@ pub mod breaks;
 pub mod converged;
 pub mod kernel;
 mod node;
+pub mod peers;
 
 pub use node::*;

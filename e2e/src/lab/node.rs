@@ -162,7 +162,8 @@ impl Node {
     }
 
     /// The status with the present addresses.
-    pub(super) fn status(&self) -> Value {
+    #[must_use]
+    pub fn status(&self) -> Value {
         let internal = self.addresses().into_iter().map(|ip| json!({ "type": "InternalIP", "address": ip }));
         let all: Vec<Value> =
             internal.chain([json!({ "type": "Hostname", "address": self.name() })]).collect();
@@ -171,7 +172,10 @@ impl Node {
 
     /// Gives the underlay link other addresses: `host` is their last part. The Node object is not
     /// told: `Lab::readdress` does both.
-    pub(super) fn readdress(&self, host: u8) -> Result<()> {
+    ///
+    /// # Errors
+    /// The kernel refuses.
+    pub fn readdress(&self, host: u8) -> Result<()> {
         // The old ones first: a second IPv4 address of one subnet would go with the first.
         let mut commands = address_commands("del", self.config.families, self.host.replace(host));
         commands.extend(address_commands("add", self.config.families, host));

@@ -1,7 +1,8 @@
 //! Counts lost packets between pods: every pod sends numbered UDP packets to every other, which
 //! sends them back.
 //!
-//! The packets are sent by the helper program `prober`, one process a pod, in the pod's namespace.
+//! The packets are sent by the helper program `prober`, one process a pod, in the pod's namespace. A pair of namespaces
+//! with nothing but a cable between them serves as its control.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -15,8 +16,8 @@ use std::time::Duration;
 use anyhow::{Context as _, Result, ensure};
 use serde::Deserialize;
 
-use super::pod::Pod;
-use super::{eventually, helper};
+use super::eventually;
+use super::sites::Site;
 
 /// What became of the packets from one pod to another address and back.
 #[derive(Clone, Debug, Deserialize)]
@@ -34,7 +35,7 @@ pub struct PairReport {
     pub sent: u64,
     /// Answers within the prober's patience.
     pub received: u64,
-    /// Sent more than a second ago and not answered, or refused by the kernel.
+    /// Sent longer ago than the prober's patience and not answered, or refused by the kernel.
     pub lost: u64,
     /// The most packets lost one after another.
     pub longest_run: u64,
@@ -61,6 +62,21 @@ impl PairReport {
     }
 }
 
+/// How often a prober sends to each target, and how long an answer may take before it counts as lost.
+#[derive(Clone, Copy, Debug)]
+pub struct Pace {
+    /// Between two packets.
+    pub interval: Duration,
+    /// Until an answer is too late.
+    pub patience: Duration,
+}
+
+impl Default for Pace {
+    fn default() -> Self {
+        Self { interval: Duration::from_millis(10), patience: Duration::from_secs(1) }
+    }
+}
+
 /// A running prober. Its drop ends it.
 pub struct Prober {
     probes: Vec<Probe>,
@@ -75,22 +91,23 @@ struct Probe {
 }
 
 impl Prober {
-    pub(super) fn start(pods: &[&Pod], folder: &Path) -> Result<Self> {
-        let names = pods.iter().flat_map(|pod| pod.ips().iter().map(|ip| (*ip, pod.to_string()))).collect();
+    pub(super) fn start(sites: Vec<Site>, pace: Pace, folder: &Path) -> Result<Self> {
+        let all: Vec<(String, Vec<IpAddr>)> =
+            sites.iter().map(|site| (site.name.clone(), site.ips.clone())).collect();
+        let names = all.iter().flat_map(|(name, ips)| ips.iter().map(|ip| (*ip, name.clone()))).collect();
         let mut prober = Self { probes: Vec::new(), names };
-        for pod in pods {
-            let others = pods.iter().filter(|other| other.ips() != pod.ips());
-            let targets = others.flat_map(|other| other.ips());
-            let targets =
-                targets.filter(|target| pod.ips().iter().any(|own| own.is_ipv4() == target.is_ipv4()));
-            let mut command = pod.command(helper("prober")?);
-            command.arg("run").args(targets.map(IpAddr::to_string));
-            let log = folder.join(format!("logs/{}-{}-prober.log", pod.node(), pod.name()));
+        for Site { name, ips, mut command } in sites {
+            let others = all.iter().filter(|(_, other)| *other != ips).flat_map(|(_, other)| other);
+            let targets = others.filter(|target| ips.iter().any(|own| own.is_ipv4() == target.is_ipv4()));
+            command.args(["run", "--interval", &pace.interval.as_millis().to_string()]);
+            command.args(["--patience", &pace.patience.as_millis().to_string()]);
+            command.args(targets.map(IpAddr::to_string));
+            let log = folder.join(format!("logs/{}-prober.log", name.replace('/', "-")));
             command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(File::create(log)?);
-            let mut child = command.spawn().with_context(|| format!("start the prober in {pod}"))?;
+            let mut child = command.spawn().with_context(|| format!("start the prober in {name}"))?;
             let answers = BufReader::new(child.stdout.take().context("no output")?);
             let orders = child.stdin.take();
-            prober.probes.push(Probe { name: pod.to_string(), child, orders, answers });
+            prober.probes.push(Probe { name, child, orders, answers });
         }
         Ok(prober)
     }

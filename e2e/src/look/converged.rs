@@ -24,14 +24,18 @@ pub fn with_agents(nodes: u8, body: impl FnOnce(&mut Lab) -> Result<()>) -> Resu
 /// As `with_agents`.
 pub fn with_config(config: LabConfig, body: impl FnOnce(&mut Lab) -> Result<()>) -> Result<()> {
     Lab::test(config, |lab| {
-        for node in lab.nodes() {
-            node.start_agent(&[])?;
-        }
-        for node in lab.nodes() {
-            await_peers(node, lab.nodes().len() - 1)?;
-        }
+        start_agents(lab)?;
         body(lab)
     })
+}
+
+/// Starts an agent on every node, and waits until all are converged.
+///
+/// # Errors
+/// One isn't within `PATIENCE`.
+pub fn start_agents(lab: &Lab) -> Result<()> {
+    lab.nodes().iter().try_for_each(|node| node.start_agent(&[]))?;
+    lab.nodes().iter().try_for_each(|node| await_peers(node, lab.nodes().len() - 1))
 }
 
 /// The status of a node's agent as a machine reads it. It exits 1 while something is degraded, and prints all the same.

@@ -35,13 +35,19 @@ pub fn kernel(node: &Node) -> Kernel {
 /// # Errors
 /// It doesn't within `PATIENCE`: the error holds the first difference.
 pub fn await_kernel(node: &Node, expected: &Kernel, what: &str) -> Result<()> {
-    eventually(PATIENCE, &format!("{}: {what} is repaired", node.name()), || {
-        for (part, now) in kernel(node) {
-            let before = expected.get(&part).map(String::as_str).unwrap_or_default();
-            ensure!(now == before, "{part} was\n{before}\nand is\n{now}");
-        }
-        Ok(())
-    })
+    eventually(PATIENCE, &format!("{}: {what} is repaired", node.name()), || ensure_kernel(node, expected))
+}
+
+/// Whether the kernel holds this at this moment.
+///
+/// # Errors
+/// It doesn't: the error holds the first difference.
+pub fn ensure_kernel(node: &Node, expected: &Kernel) -> Result<()> {
+    for (part, now) in kernel(node) {
+        let before = expected.get(&part).map(String::as_str).unwrap_or_default();
+        ensure!(now == before, "{part} was\n{before}\nand is\n{now}");
+    }
+    Ok(())
 }
 
 /// A link's state, MTU, mark, hardware address, own addresses, and whether bridged packets pass netfilter.

@@ -1,6 +1,8 @@
 //! What a person sees of a node: `wg`, routes, metrics, probes, the log. And Nodes that only the API knows.
 
-use anyhow::{Context as _, Result, ensure};
+use std::collections::BTreeMap;
+
+use anyhow::{Context as _, Result, bail, ensure};
 use base64::Engine as _;
 use base64::prelude::BASE64_STANDARD;
 use serde_json::{Value, json};
@@ -53,20 +55,39 @@ pub struct WgPeer {
     pub allowed_ips: Vec<String>,
     /// Seconds, or `off`.
     pub keepalive: String,
+    /// Received and sent since it was made.
+    pub bytes: u64,
 }
 
-/// The peer with this key, if `wg` shows it (wg(8), `dump`: key, preshared key, endpoint, allowed IPs, handshake,
-/// received, sent, keepalive).
+/// All peers that `wg` shows, by their keys (wg(8), `dump`: key, preshared key, endpoint, allowed IPs, handshake, received,
+/// sent, keepalive).
+///
+/// # Errors
+/// There is no device.
+pub fn wg_dump(node: &Node) -> Result<BTreeMap<String, WgPeer>> {
+    let dump = node.exec("wg", ["show", "wgo0", "dump"])?;
+    let peer = |line: &str| {
+        let fields: Vec<&str> = line.split('\t').collect();
+        let &[key, _, endpoint, allowed_ips, _, received, sent, keepalive] = fields.as_slice() else {
+            bail!("a line of wg: {line}");
+        };
+        let peer = WgPeer {
+            endpoint: endpoint.to_owned(),
+            allowed_ips: allowed_ips.split(',').map(str::to_owned).collect(),
+            keepalive: keepalive.to_owned(),
+            bytes: received.parse::<u64>()? + sent.parse::<u64>()?,
+        };
+        Ok((key.to_owned(), peer))
+    };
+    dump.lines().skip(1).map(peer).collect()
+}
+
+/// The peer with this key, if `wg` shows it.
 ///
 /// # Errors
 /// There is no device.
 pub fn wg_peer(node: &Node, key: &str) -> Result<Option<WgPeer>> {
-    let dump = node.exec("wg", ["show", "wgo0", "dump"])?;
-    let mut lines = dump.lines().skip(1).map(|line| line.split('\t').collect::<Vec<_>>());
-    let Some(line) = lines.find(|fields| fields.first() == Some(&key)) else { return Ok(None) };
-    let field = |at: usize| line.get(at).map(|text| (*text).to_owned()).context("a short line of wg");
-    let allowed_ips = field(3)?.split(',').map(str::to_owned).collect();
-    Ok(Some(WgPeer { endpoint: field(2)?, allowed_ips, keepalive: field(7)? }))
+    Ok(wg_dump(node)?.remove(key))
 }
 
 /// How many peers `wg` shows.

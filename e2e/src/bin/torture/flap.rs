@@ -1,0 +1,111 @@
+//! One Node changes ten times a second: what that costs each other agent, and whether its peers are right in the end.
+
+use std::time::{Duration, Instant};
+
+use anyhow::{Context as _, Result};
+use nix::time::{ClockId, clock_gettime};
+use nix::unistd::Pid;
+use serde_json::json;
+use wg_overlay_e2e::lab::{Lab, Node, Pace};
+use wg_overlay_e2e::look::converged::pods;
+use wg_overlay_e2e::look::{KEY, create_node, made_up, made_up_key};
+
+use super::crowd::Crowd;
+use super::run::Run;
+use super::traffic::Traffic;
+
+const NODES: u8 = 4;
+const RESYNC: Duration = Duration::from_secs(60);
+/// How long it changes, and how often.
+const TIME: Duration = Duration::from_secs(20);
+const INTERVAL: Duration = Duration::from_millis(100);
+/// Of a core, that another agent may spend on it.
+const SHARE: f64 = 0.01;
+const NAME: &str = "flapping";
+const NUMBER: u8 = 90;
+
+/// What changes of it, and with its other states the number of the change picks one.
+type Flap = (&'static str, fn(&Lab, u8) -> Result<()>);
+
+const FLAPS: [Flap; 4] = [
+    ("address", |lab, number| {
+        let addresses =
+            [json!({ "type": "InternalIP", "address": format!("172.30.0.{}", 200 + number % 50) })];
+        lab.api().patch_status(NAME, &json!({ "status": { "addresses": addresses } })).map(drop)
+    }),
+    ("PodCIDR", |lab, number| {
+        let number = 91 + number % 2;
+        let cidrs = [format!("10.244.{number}.0/24"), format!("fd00:244:0:{number:x}::/64")];
+        lab.api().patch_node(NAME, &json!({ "spec": { "podCIDR": cidrs[0], "podCIDRs": cidrs } })).map(drop)
+    }),
+    ("key", |lab, number| {
+        lab.api().annotate(NAME, &json!({ (KEY): made_up_key(200 + number % 50) })).map(drop)
+    }),
+    ("existence", |lab, number| {
+        if number % 2 == 0 { lab.api().delete_node(NAME) } else { create_node(lab, &made_up(NAME, NUMBER)) }
+    }),
+];
+
+pub fn run(run: &mut Run) -> Result<()> {
+    run.in_lab(NODES, RESYNC, |run, lab| {
+        let pods = pods(lab)?;
+        let pace = Pace { interval: Duration::from_millis(100), ..Pace::default() };
+        let traffic = Traffic::start(run, lab, &pods.iter().collect::<Vec<_>>(), pace)?;
+        Crowd::default().change(run, lab, 40)?;
+        create_node(lab, &made_up(NAME, NUMBER))?;
+        run.settle(lab)?;
+        let mut flaps = FLAPS;
+        run.random.shuffle(&mut flaps);
+        let end = run.until(1.0);
+        for (at, flap) in flaps.into_iter().enumerate() {
+            if at == 0 || Instant::now() + TIME < end {
+                change(run, lab, flap)?;
+            }
+        }
+        traffic.end(run, "packets between all pods", |_| true)
+    })
+}
+
+fn change(run: &mut Run, lab: &Lab, (what, flap): Flap) -> Result<()> {
+    let used = || lab.nodes().iter().map(processor_time).collect::<Result<Vec<_>>>();
+    let (before, began) = (used()?, Instant::now());
+    let mut changes = 0_u8;
+    while began.elapsed() < TIME {
+        flap(lab, changes)?;
+        changes += 1;
+        let due = began + INTERVAL * u32::from(changes);
+        std::thread::sleep(due.saturating_duration_since(Instant::now()));
+    }
+    let took = began.elapsed().as_secs_f64();
+    let spent = used()?.into_iter().zip(before);
+    let shares: Vec<f64> =
+        spent.map(|(now, before)| now.saturating_sub(before).as_secs_f64() / took).collect();
+    let over = shares.iter().filter(|share| **share > SHARE).count();
+    let percent: Vec<String> = shares.iter().map(|share| format!("{:.2}", share * 100.0)).collect();
+    let note = format!("{changes} changes in {took:.0} s, % of a core: {}", percent.join(", "));
+    let (tried, over) = (u64::try_from(shares.len())?, u64::try_from(over)?);
+    run.note(&format!("{what}: agents above 1 % of a core"), (tried, over), "agents", note, over == 0);
+    let wrong = run.settle(lab).err().map(|error| format!("{error:#}"));
+    let lost = u64::from(wrong.is_some());
+    run.note(
+        &format!("{what}: peers right in the end"),
+        (tried, lost),
+        "agents",
+        wrong.unwrap_or_default(),
+        lost == 0,
+    );
+    Ok(())
+}
+
+/// Of a node's agent and of the programs it ran to their end.
+fn processor_time(node: &Node) -> Result<Duration> {
+    let pid = node.agent_pid().with_context(|| format!("no agent on {}", node.name()))?;
+    let clock = ClockId::pid_cpu_clock_id(Pid::from_raw(pid.cast_signed())).context("the agent's clock")?;
+    let own = Duration::from(clock_gettime(clock)?);
+    // Fields 16 and 17 of /proc/PID/stat: cutime and cstime, in ticks of 10 ms (proc_pid_stat(5)).
+    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat"))?;
+    let (_, rest) = stat.rsplit_once(')').context("a short stat")?;
+    let ticks: u64 =
+        rest.split_whitespace().skip(13).take(2).filter_map(|field| field.parse::<u64>().ok()).sum();
+    Ok(own + Duration::from_millis(10 * ticks))
+}
