@@ -7,6 +7,7 @@
 # make e2e-full      more of them, iptables mode and an older Kubernetes too (root)
 # make fuzz          the parsers of outside input, FUZZ="SECONDS" each, 60 if not said
 # make bench         us, the peers and the floor side by side: benches/report.md, target/bench/report.json (root)
+# make torture       seeded faults on real agents, and what was lost: target/torture/report.json (root)
 # make cluster-down  ends the cluster and leaves nothing of it
 .DEFAULT_GOAL := help
 SHELL := bash
@@ -27,6 +28,7 @@ export WG_OVERLAY_E2E_BIN_DIR := $(RELEASE)
 export CC_$(subst -,_,$(TRIPLE)) := musl-gcc
 
 .PHONY: help demo test lint build build-agent build-others prerequisites units namespaces cni-spec overlay kernel-wg kernel-wg-all cluster cluster-down e2e e2e-full fuzz bench bench-smoke clean
+.PHONY: help demo test lint build build-agent build-others prerequisites units namespaces cni-spec overlay kernel-wg kernel-wg-all cluster cluster-down e2e e2e-full bench bench-smoke torture clean
 
 help: ## this list
 	@sed -n 's/^# make /make /p' $(MAKEFILE_LIST)
@@ -114,6 +116,10 @@ bench: build
 bench-smoke: build
 	@benches/peers smoke
 	@$(RELEASE)/bench --smoke --out $(OUT)/bench
+
+# TORTURE holds its arguments: make torture TORTURE="--minutes 60 --nodes 50", or "--only kills --seed 7".
+torture: build
+	@$(RELEASE)/torture --out $(OUT)/torture $(TORTURE)
 
 lint: prerequisites
 	cargo fmt --all --check

@@ -320,6 +320,19 @@ async fn faults_meet_clients_and_spare_the_test() {
 }
 
 #[tokio::test]
+async fn a_cut_list_breaks_off_half_way() {
+    let api = server();
+    add_nodes(&api, 0..2).await;
+    fault(&api, json!({ "cutLists": 1 })).await;
+    let answer = api.router().oneshot(request("GET", "/api/v1/nodes", &Value::Null)).await.unwrap();
+    let mut body = answer.into_body().into_data_stream();
+    let half = body.next().await.unwrap().unwrap();
+    assert!(half.starts_with(b"{") && serde_json::from_slice::<Value>(&half).is_err());
+    assert!(body.next().await.unwrap().is_err());
+    assert_eq!(names(&get(&api, "/api/v1/nodes").await.1), ["n000", "n001"]);
+}
+
+#[tokio::test]
 async fn a_cut_watch_breaks_off_within_a_line() {
     let api = server();
     let mut watch = Lines::open(&api, "").await;

@@ -16,6 +16,8 @@ pub struct Demand {
     pub cut_watches: bool,
     /// The next so many lists are empty, with the present resource version.
     pub empty_lists: Option<u32>,
+    /// The next so many lists end half-way.
+    pub cut_lists: Option<u32>,
     /// Each answer waits so long, in milliseconds.
     pub delay_millis: Option<u64>,
     /// Off: `sendInitialEvents` is answered by 422, as by a server without streaming lists.
@@ -44,6 +46,7 @@ pub struct Fail {
 pub struct Faults {
     fail: Option<Fail>,
     empty_lists: u32,
+    cut_lists: u32,
     pub silent: bool,
     pub delay_millis: u64,
     pub streaming_lists: bool,
@@ -51,7 +54,14 @@ pub struct Faults {
 
 impl Default for Faults {
     fn default() -> Self {
-        Self { fail: None, empty_lists: 0, silent: false, delay_millis: 0, streaming_lists: true }
+        Self {
+            fail: None,
+            empty_lists: 0,
+            cut_lists: 0,
+            silent: false,
+            delay_millis: 0,
+            streaming_lists: true,
+        }
     }
 }
 
@@ -63,6 +73,7 @@ impl Faults {
         }
         self.silent = demand.silent.unwrap_or(self.silent);
         self.empty_lists = demand.empty_lists.unwrap_or(self.empty_lists);
+        self.cut_lists = demand.cut_lists.unwrap_or(self.cut_lists);
         self.delay_millis = demand.delay_millis.unwrap_or(self.delay_millis);
         self.streaming_lists = demand.streaming_lists.unwrap_or(self.streaming_lists);
     }
@@ -86,11 +97,19 @@ impl Faults {
         empty
     }
 
+    /// Whether this list is to end half-way. Counts.
+    pub fn take_cut_list(&mut self) -> bool {
+        let cut = self.cut_lists > 0;
+        self.cut_lists = self.cut_lists.saturating_sub(1);
+        cut
+    }
+
     /// What is in force, for `GET /faults`.
     pub fn to_json(&self) -> Value {
         json!({
             "failuresLeft": self.fail.as_ref().map_or(0, |f| f.count),
             "emptyLists": self.empty_lists,
+            "cutLists": self.cut_lists,
             "silent": self.silent,
             "delayMillis": self.delay_millis,
             "streamingLists": self.streaming_lists,

@@ -1,8 +1,10 @@
 //! Lists and watches: the query's rules (resource versions, limit and continue, streaming lists).
 
+use std::io;
 use std::ops::Bound;
 use std::time::Duration;
 
+use axum::body::{Body, Bytes};
 use axum::response::{IntoResponse, Json, Response};
 use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
@@ -148,7 +150,14 @@ fn list(api: &NodeApi, target: &Target, filter: &Filter, options: &Options) -> R
     }
     let kind = format!("{}List", target.resource.kind);
     let body = json!({ "kind": kind, "apiVersion": target.resource.api_version(), "metadata": metadata, "items": page });
-    Ok(Json(body).into_response())
+    Ok(if api.faults().take_cut_list() { half(&body.to_string()) } else { Json(body).into_response() })
+}
+
+/// An answer whose connection ends before it does.
+fn half(text: &str) -> Response {
+    let sent = Bytes::copy_from_slice(text.as_bytes().get(..text.len() / 2).unwrap_or_default());
+    let ends = futures::stream::iter([Ok(sent), Err(io::Error::other("list cut on demand"))]);
+    ([("content-type", "application/json")], Body::from_stream(ends)).into_response()
 }
 
 /// A list's items carry neither kind nor version, as kube-apiserver's don't.

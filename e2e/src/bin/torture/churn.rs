@@ -41,24 +41,26 @@ pub fn run(run: &mut Run) -> Result<()> {
             watch.look()?;
             run.pause(PAUSE);
         }
-        run.count(&format!("changes of nodes, in a cluster of {}", lab.nodes().len()), moves, 0, "changes");
         let differing = members.settle(lab)?;
         let peers = u64::try_from(members.up() * (members.up() - 1))?;
-        for (item, lost) in [
-            ("stale peers and routes in the end", differing.stale.len()),
-            ("missing or wrong peers and routes in the end", differing.missing.len() + differing.wrong.len()),
+        let story = format!("{moves} changes of {} of {} nodes", movers.len(), lab.nodes().len());
+        for (item, found) in [
+            ("stale peers and routes in the end", differing.stale),
+            ("missing or wrong peers and routes in the end", [differing.missing, differing.wrong].concat()),
         ] {
-            run.note(item, (peers, u64::try_from(lost)?), "peers", differing.to_string(), lost == 0);
+            let note = format!("{story}\n{}", found.join("\n"));
+            run.note(
+                item,
+                (peers, u64::try_from(found.len())?),
+                "peers",
+                note,
+                moves > 0 && found.is_empty(),
+            );
         }
-        let touched = watch.end()?;
-        let counts = (moves, u64::try_from(touched.len())?);
-        run.note(
-            "peers of others that were touched",
-            counts,
-            "changes",
-            touched.join("\n"),
-            touched.is_empty(),
-        );
+        let (steps, touched) = watch.end()?;
+        let counts = (steps, u64::try_from(touched.len())?);
+        let item = "steps on nodes that stayed, and those that touch each other's peers";
+        run.note(item, counts, "steps", touched.join("\n"), steps > 0 && touched.is_empty());
         traffic.end(run, "packets between pods of nodes that stayed", |_| true)
     })
 }
@@ -114,15 +116,20 @@ impl<'a> Watch<'a> {
         Ok(())
     }
 
-    /// What was touched.
-    fn end(mut self) -> Result<Vec<String>> {
+    /// How many steps there were, and what was touched.
+    fn end(mut self) -> Result<(u64, Vec<String>)> {
         self.look()?;
+        let mut steps = 0;
         for Watched { node, log, .. } in &self.nodes {
             let text = node.agent_log();
-            let since = text.get(*log..).unwrap_or_default().lines().filter(|line| line.contains("\"step\""));
-            let named = since.filter(|line| self.names.iter().any(|name| line.contains(name)));
-            self.touched.extend(named.map(|line| format!("{}: {line}", node.name())));
+            for line in text.get(*log..).unwrap_or_default().lines().filter(|line| line.contains("\"step\""))
+            {
+                steps += 1;
+                if self.names.iter().any(|name| line.contains(name)) {
+                    self.touched.push(format!("{}: {line}", node.name()));
+                }
+            }
         }
-        Ok(self.touched)
+        Ok((steps, self.touched))
     }
 }

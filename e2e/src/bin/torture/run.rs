@@ -43,8 +43,9 @@ impl Run {
         let resync = json!(format!("{}s", resync.as_secs()));
         let agent = Map::from_iter([("resyncInterval".to_owned(), resync)]);
         let mut lab = Lab::new(LabConfig { nodes, agent, ..LabConfig::default() })?;
+        let before = self.items.len();
         let outcome = start_agents(&lab).and_then(|()| body(self, &mut lab));
-        if outcome.is_err() || self.items.iter().any(|item| !item.holds) {
+        if outcome.is_err() || self.items.iter().skip(before).any(|item| !item.holds) {
             let logs = self.out.join("logs").join(&self.name);
             copy(&lab.folder().join("logs"), &logs).context("keep the lab's logs")?;
             println!("  its logs: {}", logs.display());
