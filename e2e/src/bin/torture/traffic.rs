@@ -1,8 +1,8 @@
 //! Packets between all pairs of pods, counted by number: with a planted loss that must be counted, and a pair of
-//! namespaces with a plain veth between them that must lose none.
+//! namespaces with a plain veth between them that must lose none. And what of them the underlay carried outside the tunnel.
 
 use anyhow::{Context as _, Result, ensure};
-use wg_overlay_e2e::lab::{Lab, Node, Pace, PairReport, Pod, Prober, eventually};
+use wg_overlay_e2e::lab::{Capture, Lab, Node, Pace, PairReport, Pod, Prober, eventually};
 use wg_overlay_e2e::look::converged::PATIENCE;
 
 use super::run::Run;
@@ -14,12 +14,16 @@ const PLANTED: u64 = 3;
 pub struct Traffic {
     pods: Prober,
     plain: Prober,
+    underlay: Capture,
 }
 
 impl Traffic {
     /// Waits until packets flow between all pairs, and shows that a loss is counted.
     pub fn start(run: &mut Run, lab: &Lab, pods: &[&Pod], pace: Pace) -> Result<Self> {
-        let mut traffic = Self { pods: lab.paced_prober(pods, pace)?, plain: lab.plain_prober(pace)? };
+        let mut underlay = lab.capture()?;
+        underlay.positive_control()?;
+        let mut traffic =
+            Self { pods: lab.paced_prober(pods, pace)?, plain: lab.plain_prober(pace)?, underlay };
         traffic.pods.await_flow(PATIENCE)?;
         traffic.plain.await_flow(PATIENCE)?;
         let &[from, to, ..] = pods else { anyhow::bail!("traffic needs two pods") };
@@ -32,7 +36,7 @@ impl Traffic {
 
     /// Stops it, and counts what was lost of the pairs that this is asked of.
     pub fn end(self, run: &mut Run, item: &str, of: impl Fn(&PairReport) -> bool) -> Result<()> {
-        let (pods, plain) = (self.pods.stop()?, self.plain.stop()?);
+        let (pods, plain, underlay) = (self.pods.stop()?, self.plain.stop()?, self.underlay.stop()?);
         let counted: Vec<PairReport> = pods.into_iter().filter(|pair| of(pair)).collect();
         let sum = |of: fn(&PairReport) -> u64| counted.iter().map(of).sum::<u64>();
         let (sent, lost) = (sum(|pair| pair.sent), sum(|pair| pair.lost));
@@ -43,6 +47,11 @@ impl Traffic {
         }
         lines.extend(PairReport::losses(&counted));
         run.note(item, (sent, lost), "packets", lines.join("\n"), sent > 0 && lost == 0 && !void);
+        let (carried, outside) = (underlay.class("wireguard").packets, underlay.plaintext());
+        let verdict = underlay.assert_no_plaintext().err().map(|error| error.to_string());
+        let holds = carried > 0 && verdict.is_none();
+        let item = "packets of the tunnel on the underlay, and pods' packets beside it";
+        run.note(item, (carried, outside), "packets", verdict.unwrap_or_default(), holds);
         Ok(())
     }
 }
