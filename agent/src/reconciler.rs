@@ -255,6 +255,9 @@ impl Reconciler {
         let long = plan.steps.len() > STEPS_FOLLOWED;
         let again = !std::mem::replace(&mut self.last.long, long) && long;
         self.report_refusals(&touched);
+        if full || scope.firewall || plan.steps.contains(&Step::SetPortGuard) {
+            self.fill_ports().await;
+        }
         if full || plan.steps.iter().any(concerns_host) {
             self.check_host().await;
         }
@@ -405,6 +408,8 @@ fn counted(step: &Step) -> (&'static str, &'static str) {
         Step::SetFirewall { .. } => ("firewall", "set"),
         Step::GuardEndpoints { .. } => ("firewall", "change"),
         Step::RemoveFirewall => ("firewall", "remove"),
+        Step::SetPortGuard => ("port_guard", "set"),
+        Step::RemovePortGuard => ("port_guard", "remove"),
         Step::AllowInHostChain { .. } => ("host_chain", "set"),
         Step::LeaveHostChain(_) => ("host_chain", "remove"),
         Step::CreateLink(_) => ("link", "create"),

@@ -7,8 +7,8 @@ use anyhow::{Context as _, Result, anyhow, ensure};
 use wg_overlay_mesh::{
     Changes, ClusterView, DesiredState, Implementation, KeepaliveSetting, Local, Mesh, MtuSetting,
     NodeRecord, ObservedBridge, ObservedDevice, ObservedFirewall, ObservedPeer, ObservedRoute, ObservedState,
-    PublicKey, Resolved, Settings, Step, Touched, Underlay, UnderlayLink, UnderlayRoute, plan, plan_touched,
-    ruleset,
+    PORT_RULESET, PublicKey, Resolved, Settings, Step, Touched, Underlay, UnderlayLink, UnderlayRoute, plan,
+    plan_touched, ruleset,
 };
 
 use crate::nodes::{FIRST, MadeUp, POD_CIDRS, made_up};
@@ -191,6 +191,7 @@ fn programmed(desired: &DesiredState, bare: ObservedState) -> ObservedState {
             ruleset: ruleset(&desired.firewall),
             endpoints: desired.firewall.endpoints.clone(),
         }),
+        port_guard: Some(PORT_RULESET.to_owned()),
         ..bare
     }
 }

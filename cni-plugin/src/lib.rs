@@ -5,7 +5,7 @@
 //! without threads or an async runtime, and needs no running agent.
 //!
 //! [`collect`] stands here and not in the agent, so that the rule for what is left over exists once: the CNI's GC and
-//! the agent (most runtimes never call GC) both use it.
+//! the agent (most runtimes never call GC) both use it. So do [`ports`], which the agent fills its table with.
 
 mod collect;
 #[cfg(fuzzing)]
@@ -14,9 +14,11 @@ mod names;
 mod netlink;
 mod network;
 pub mod plugin;
+mod ports;
 
 pub use collect::{CollectError, Collected, Collection, collect, holders_outside, store};
-pub use names::{BRIDGE, POD_LINK_PREFIX, pod_link_alias, pod_link_name, pod_link_owner};
+pub use names::{BRIDGE, Mac, POD_LINK_PREFIX, pod_link_alias, pod_link_macs, pod_link_name, pod_link_owner};
 pub use netlink::NetlinkError;
 pub use network::{NETWORK_FILE, Network, NetworkError};
+pub use ports::{PodPort, PortsError, ports};
 pub use wg_overlay_ipam::{Holder, IpamError, Range, Reservation, Store};

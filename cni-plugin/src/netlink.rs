@@ -19,6 +19,8 @@ use netlink_sys::{Socket, SocketAddr, protocols::NETLINK_ROUTE};
 use rustix::io::Errno;
 use thiserror::Error;
 
+use crate::names::Mac;
+
 /// A request that the kernel did not take, or an answer that could not be read.
 #[derive(Debug, Error)]
 pub enum NetlinkError {
@@ -56,6 +58,8 @@ pub(crate) struct Link {
     pub(crate) mac: Vec<u8>,
     pub(crate) mtu: u32,
     pub(crate) controller: Option<u32>,
+    /// Of a veth: its peer's index, and the ID that the peer's network namespace has here.
+    peer: (u32, Option<i32>),
     /// Of a bridge's port: whether it forwards.
     pub(crate) forwards: bool,
 }
@@ -157,6 +161,24 @@ impl Netlink {
         }
     }
 
+    /// The MAC of a veth's other end, in whichever network namespace it is; `None` where it is gone.
+    pub(crate) fn peer_mac(&mut self, link: &Link) -> Result<Option<Mac>, NetlinkError> {
+        let (index, netns) = link.peer;
+        let mut message = LinkMessage::default();
+        message.header.index = index;
+        message.attributes = vec![LinkAttribute::ExtMask(vec![LinkExtentMask::SkipStats])];
+        message.attributes.extend(netns.map(LinkAttribute::IfNetnsId));
+        let request = Request {
+            what: format!("look for the other end of {}", link.name),
+            message: RouteNetlinkMessage::GetLink(message),
+            flags: 0,
+        };
+        match self.request(vec![request]) {
+            Err(error) if error.errno() == Some(Errno::NODEV) => Ok(None),
+            other => Ok(links(other?).next().and_then(|peer| peer.mac.try_into().ok())),
+        }
+    }
+
     /// Every link of the namespace.
     pub(crate) fn links(&mut self) -> Result<Vec<Link>, NetlinkError> {
         let mut message = LinkMessage::default();
@@ -249,9 +271,11 @@ impl Link {
                 1 => link.mac = value.to_vec(),
                 3 => link.name = text(),
                 4 => link.mtu = number().unwrap_or_default(),
+                5 => link.peer.0 = number().unwrap_or_default(),
                 10 => link.controller = number(),
                 18 => link.forwards = port_forwards(value),
                 20 => link.alias = Some(text()),
+                37 => link.peer.1 = value.try_into().map(i32::from_ne_bytes).ok(),
                 _ => {}
             }
         }

@@ -106,9 +106,11 @@ fn link(step: &Step) -> Option<Link> {
 fn touched(step: &Step) -> Scope {
     match step {
         Step::SetFirewall { .. }
+        | Step::SetPortGuard
         | Step::GuardEndpoints { .. }
         | Step::AllowInHostChain { .. }
         | Step::LeaveHostChain(_)
+        | Step::RemovePortGuard
         | Step::RemoveFirewall => Scope::FIREWALL,
         Step::SetKey(_) | Step::SetListenPort(_) | Step::SetPeer(_) | Step::RemovePeer(_) => {
             Scope { network: true, ..Scope::WIREGUARD }

@@ -7,8 +7,8 @@ use std::{
 
 use ipnet::IpNet;
 use wg_overlay_mesh::{
-    HostChainState, Link, ObservedFirewall, ObservedPeer, ObservedRoute, ObservedState, PeerChange,
-    PublicKey, Step,
+    HostChainState, Link, ObservedFirewall, ObservedPeer, ObservedRoute, ObservedState, PORT_RULESET,
+    PeerChange, PublicKey, Step,
 };
 
 /// What was observed, and what only this process knows of it.
@@ -133,6 +133,8 @@ impl Cache {
             Step::RemoveUnreachable(net) => {
                 state.unreachable.remove(net);
             }
+            Step::SetPortGuard => state.port_guard = Some(PORT_RULESET.to_owned()),
+            Step::RemovePortGuard => state.port_guard = None,
             Step::RemoveFirewall => state.firewall = None,
         }
     }

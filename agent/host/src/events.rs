@@ -24,7 +24,7 @@ use crate::netlink::{Message, split};
 pub enum Change {
     /// Our links, addresses or routes, or those of the underlay.
     Network,
-    /// Our nftables table.
+    /// Our nftables tables.
     Firewall,
     /// Another nftables table, in which a chain of the host may be.
     HostChains,
@@ -167,10 +167,17 @@ fn refill(socket: &TokioSocket, datagram: &mut Vec<u8>) -> io::Result<()> {
 /// `NFT_MSG_NEWGEN`, which closes each transaction and names no table (include/uapi/linux/netfilter/nf_tables.h). The
 /// upper byte of a type is the subsystem.
 const NEW_GENERATION: u16 = 15;
+/// `NFT_MSG_NEWSETELEM`.
+const NEW_ELEMENTS: u16 = 12;
+/// The family of an nfnetlink message is its payload's first byte (include/uapi/linux/netfilter.h).
+const NFPROTO_BRIDGE: u8 = 7;
 
 /// What an nftables event means to us.
 pub(crate) fn nftables_change(message: Message<'_>) -> Option<Change> {
-    if message.message_type() & 0xff == NEW_GENERATION {
+    let kind = message.message_type() & 0xff;
+    // A pod that is attached adds elements to the table on the bridge's ports.
+    let attached = kind == NEW_ELEMENTS && message.payload().first() == Some(&NFPROTO_BRIDGE);
+    if kind == NEW_GENERATION || attached {
         return None;
     }
     match table(message.payload())? {

@@ -125,6 +125,16 @@ impl Host {
         &self.nft
     }
 
+    /// Adds what the table on the bridge's ports lacks of the pods that are there, and removes what is left of others.
+    ///
+    /// # Errors
+    /// [`HostError::Firewall`]; the pods that are in the table already go on.
+    pub async fn fill_ports(&self) -> Result<(), HostError> {
+        let nft = self.nft.clone();
+        let filled = spawn_blocking(move || nft.fill_ports()).await;
+        filled.unwrap_or(Ok(())).map_err(HostError::Firewall)
+    }
+
     /// Says which addresses of the bridge pods of an earlier PodCIDR still use; the observed state repeats it.
     pub fn set_addresses_in_use(&mut self, addresses: BTreeSet<IpNet>) {
         self.cache.state.addresses_in_use = addresses;

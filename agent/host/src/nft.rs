@@ -1,9 +1,10 @@
-//! The packets' rules in the kernel: our own nftables table, and our accept rules in the host's firewall chains.
+//! The packets' rules in the kernel: our own nftables tables, and our accept rules in the host's firewall chains.
 //!
-//! What the table says is decided in `wg_overlay_mesh::ruleset`; here it is applied and observed through the `nft`
+//! What the tables say is decided in `wg_overlay_mesh::ruleset`; here it is applied and observed through the `nft`
 //! program, whose answers are JSON (libnftables-json(5)). It stands apart from the netlink modules because rules are
 //! text: a person reads the same words in `nft list table inet wg-overlay`.
 
+mod elements;
 #[cfg(fuzzing)]
 pub(crate) mod fuzzing;
 mod host_chain;
@@ -21,19 +22,19 @@ use std::{
 };
 
 use thiserror::Error;
-use wg_overlay_mesh::{HostChain, HostChainState, ObservedFirewall, Step};
+use wg_overlay_cni::{PodPort, PortsError, store};
+use wg_overlay_mesh::{HostChain, HostChainState, ObservedFirewall, PORT_RULESET, Step, TABLE};
 
-use self::nfnetlink::Tables;
+use self::{elements::Element, nfnetlink::Tables, table::Table};
 
 pub use program::ProgramError;
-
-/// The file in the state folder that holds the table as it was last applied.
-const RECORD: &str = "nftables.json";
 
 /// The way to the packets' rules of this network namespace.
 #[derive(Debug, Clone)]
 pub struct Nft {
-    record: PathBuf,
+    state_dir: PathBuf,
+    guards: Table,
+    ports: Table,
     port: u32,
     kernel: Arc<Mutex<Kernel>>,
 }
@@ -53,6 +54,8 @@ pub type Counters = BTreeMap<String, (u64, u64)>;
 pub struct ObservedRules {
     /// Our table; `None` where it doesn't exist. Its text is empty where the kernel holds anything but what was applied.
     pub firewall: Option<ObservedFirewall>,
+    /// The text of our table on the bridge's ports, in the same way.
+    pub port_guard: Option<String>,
     /// The host's chains that would drop our traffic, or hold a rule of ours.
     pub host_chains: BTreeMap<HostChain, HostChainState>,
     /// What couldn't be seen, and the cure, for a person.
@@ -96,6 +99,9 @@ pub enum NftError {
         #[source]
         source: io::Error,
     },
+    /// What pods may send from can't be told.
+    #[error("can't tell what pods may send from")]
+    Ports(#[source] PortsError),
     /// The step changes something else than rules.
     #[error("the step `{0}` changes no packet rules")]
     NotOurs(Box<Step>),
@@ -110,8 +116,15 @@ impl Nft {
         program::run("nft", &["--version"], None)?;
         let tables =
             Tables::open().map_err(|source| NftError::Kernel { what: "open an nftables socket", source })?;
-        let (record, port) = (state_dir.join(RECORD), tables.port());
-        Ok(Self { record, port, kernel: Arc::new(Mutex::new(Kernel { tables, read_at: None })) })
+        let (guards, ports) = (Table::guards(state_dir), Table::ports(state_dir));
+        let (state_dir, port) = (state_dir.to_owned(), tables.port());
+        Ok(Self {
+            state_dir,
+            guards,
+            ports,
+            port,
+            kernel: Arc::new(Mutex::new(Kernel { tables, read_at: None })),
+        })
     }
 
     /// The port that the kernel names in the events of our own changes of elements.
@@ -140,12 +153,17 @@ impl Nft {
         self.kernel.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Reads our table and the host's chains. Nothing is written.
+    /// Reads our tables and the host's chains. Nothing is written.
     ///
     /// # Errors
     /// `nft` failed or answered what its manual doesn't say. Trouble with a single chain of the host is a warning.
     pub fn observe(&self, listen_port: u16) -> Result<ObservedRules, NftError> {
-        let mut found = ObservedRules { firewall: table::observe(&self.record)?, ..ObservedRules::default() };
+        let mut found = ObservedRules::default();
+        if let Some(table) = self.guards.observe()? {
+            let endpoints = elements::endpoints(&table.elements)?;
+            found.firewall = Some(ObservedFirewall { ruleset: table.ruleset, endpoints });
+        }
+        found.port_guard = self.ports.observe()?.map(|table| table.ruleset);
         host_chain::observe(listen_port, &mut found)?;
         legacy::observe(listen_port, &mut found);
         Ok(found)
@@ -157,21 +175,55 @@ impl Nft {
     /// `nft` refused it, and then nothing has changed; or the record could not be written, and then the next
     /// observation asks for the table again. A step that isn't about rules is refused.
     pub fn apply(&self, step: &Step) -> Result<(), NftError> {
+        let generation = || self.kernel().tables.generation().ok();
         match step {
             Step::SetFirewall { ruleset, endpoints } => {
-                let counters = self.counters()?;
-                let generation = || self.kernel().tables.generation().ok();
-                table::set(&self.record, ruleset, endpoints, &counters, generation)
+                let elements = elements::endpoint_script(endpoints);
+                self.guards.set(ruleset, &elements, &self.counters()?, generation)
             }
-            Step::GuardEndpoints { add, remove } => self.kernel().change(remove, add),
-            Step::RemoveFirewall => table::remove(&self.record),
+            Step::SetPortGuard => {
+                let ports = wg_overlay_cni::ports(&self.state_dir).map_err(NftError::Ports)?;
+                let elements: String = ports.iter().map(|port| port.script(TABLE)).collect();
+                self.ports.set(PORT_RULESET, &elements, &self.counters()?, generation)
+            }
+            Step::GuardEndpoints { add, remove } => {
+                let elements = |of: &BTreeSet<SocketAddr>| of.iter().map(Element::endpoint).collect();
+                self.kernel().change(&elements(remove), &elements(add))
+            }
+            Step::RemovePortGuard => self.ports.remove(),
+            Step::RemoveFirewall => self.guards.remove(),
             Step::AllowInHostChain { chain, listen_port } => allow(chain, Some(*listen_port)),
             Step::LeaveHostChain(chain) => allow(chain, None),
             other => Err(NftError::NotOurs(Box::new(other.clone()))),
         }
     }
 
-    /// The table's counters; empty where there is no table.
+    /// Adds what the sets of pods' ports lack, and while no pod is being attached removes what no pod stands behind. Without
+    /// the table nothing is done. To be called in the host's network namespace.
+    ///
+    /// # Errors
+    /// The pods' addresses or links can't be read, or the kernel refused.
+    pub fn fill_ports(&self) -> Result<(), NftError> {
+        // What is there is read before who is there: an ADD reserves, then adds its elements.
+        let present = self.kernel().tables.ports();
+        let refused = |source| NftError::Kernel { what: "read the sets of pods' ports", source };
+        let Some(present) = present.map_err(refused)? else { return Ok(()) };
+        // While none is attached, none is attached again under a name that is about to be removed.
+        let alone = store(&self.state_dir).try_begin_collection();
+        let alone = alone.map_err(|error| NftError::Ports(PortsError::Ipam(error)))?;
+        let ports = wg_overlay_cni::ports(&self.state_dir).map_err(NftError::Ports)?;
+        let sets = ports.iter().flat_map(PodPort::elements);
+        let elements = sets.flat_map(|(set, keys)| keys.into_iter().map(move |key| Element::port(set, key)));
+        let wanted: BTreeSet<Element> = elements.collect();
+        let left_over = if alone.is_some() { &present - &wanted } else { BTreeSet::new() };
+        let lacking = &wanted - &present;
+        if left_over.is_empty() && lacking.is_empty() {
+            return Ok(());
+        }
+        self.kernel().change(&left_over, &lacking)
+    }
+
+    /// The tables' counters; empty where there is no table.
     ///
     /// # Errors
     /// The kernel refused to tell.
@@ -182,12 +234,12 @@ impl Nft {
 }
 
 impl Kernel {
-    fn change(&mut self, remove: &BTreeSet<SocketAddr>, add: &BTreeSet<SocketAddr>) -> Result<(), NftError> {
+    fn change(&mut self, remove: &BTreeSet<Element>, add: &BTreeSet<Element>) -> Result<(), NftError> {
         let before = self.read_at.take();
         let transactions = self
             .tables
             .change(remove, add)
-            .map_err(|source| NftError::Kernel { what: "change the endpoint sets", source })?;
+            .map_err(|source| NftError::Kernel { what: "change the sets' elements", source })?;
         // more than ours: somebody else has changed something since
         let expected = before.map(|before| before.wrapping_add(transactions));
         self.read_at = self.tables.generation().ok().filter(|now| Some(*now) == expected);

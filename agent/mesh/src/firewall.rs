@@ -10,10 +10,16 @@ use ipnet::IpNet;
 use self::family::Family;
 use crate::{BRIDGE, DEVICE, Firewall, TABLE};
 
-/// The table as text for `nft -f`, in one transaction that replaces the one before; the endpoint sets
+/// The table of family `bridge`, as text for `nft -f`, in one transaction that replaces the one before: what a pod sends
+/// must come from its own link, MAC and addresses. The sets (`pods`, `pods4`, `pods6`) are empty; the plugin fills them.
+///
+/// Its named counters (`spoofed_…`) are declared as those of [`ruleset`] are. Nothing in it depends on the cluster.
+pub const PORT_RULESET: &str = include_str!("firewall/ports.nft");
+
+/// The table of family `inet` as text for `nft -f`, in one transaction that replaces the one before; the endpoint sets
 /// (`endpoints4`, `endpoints6`) are empty.
 ///
-/// The named counters (`pod_to_tunnel`, `plaintext_in`, `plaintext_out`) are each declared on a line of their own, as
+/// The named counters (`pod_to_tunnel`, `spoofed_path`, `plaintext_in`, `plaintext_out`) are each declared on a line of their own, as
 /// `counter NAME { packets 0 bytes 0 }`.
 pub fn ruleset(firewall: &Firewall) -> String {
     let families: Vec<Family> = [Family::v4(firewall), Family::v6(firewall)].into_iter().flatten().collect();
@@ -33,7 +39,7 @@ pub fn ruleset(firewall: &Firewall) -> String {
 
 fn counters(fail_closed: bool) -> String {
     let plaintext: &[&str] = if fail_closed { &["plaintext_in", "plaintext_out"] } else { &[] };
-    let names = [&["pod_to_tunnel"], plaintext].concat();
+    let names = [&["pod_to_tunnel", "spoofed_path"], plaintext].concat();
     names.iter().map(|name| format!("counter {name} {{ packets 0 bytes 0 }}\n")).collect()
 }
 
@@ -67,11 +73,15 @@ fn to_tunnel_port(when: &str) -> String {
 /// Before connection tracking. If the tunnel's UDP were a tracked flow, a pod's masqueraded flow to the same peer
 /// could take its place, and with it the replies.
 ///
-/// Each encrypted packet passes here, and is asked as little as can be: whether it came by one of our links, and whether
-/// a pod's address is its source.
+/// Each encrypted packet passes here, and is asked as little as can be: whether it came by one of our links or a pod's,
+/// and whether a pod's address is its source.
 fn raw(firewall: &Firewall, families: &[Family]) -> [String; 3] {
     let port = firewall.listen_port;
-    let mut prerouting = vec![format!("iifname {} goto from_own_links", own_links())];
+    let mut prerouting = vec![
+        format!("iifname {} goto from_own_links", own_links()),
+        // a frame to 01:80:c2:00:00:0e, for one, is handed up by no chain of the bridge's (br_handle_frame, net/bridge)
+        r#"iifname "wgp*" counter name spoofed_path drop comment "past the bridge""#.to_owned(),
+    ];
     if firewall.fail_closed {
         let drop = |f: &Family| {
             let Family { ip, .. } = f;

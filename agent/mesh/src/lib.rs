@@ -36,7 +36,7 @@ pub use advertisement::{Advertisement, AdvertisementError, annotation};
 pub use cluster::{Cluster, ClusterView, NodeRecord, PackedView};
 pub use decide::{Decision, decide, underlay_link};
 pub use endpoint::{EndpointError, EndpointSource, EndpointSpec};
-pub use firewall::ruleset;
+pub use firewall::{PORT_RULESET, ruleset};
 pub use key::{KeyError, PublicKey};
 pub use mesh::{Changes, Mesh, Part, Touched};
 pub use mtu::{IPV6_MINIMUM_MTU, WIREGUARD_OVERHEAD, overlay_mtu};
@@ -64,7 +64,7 @@ pub const BRIDGE_LINK_LOCAL: IpNet =
 pub const ALIAS: &str = "wg-overlay";
 /// The route protocol number that marks a route as ours (`rtm_protocol`, include/uapi/linux/rtnetlink.h).
 pub const ROUTE_PROTOCOL: u8 = 87;
-/// The nftables table, of family `inet`, that holds every rule of ours.
+/// The nftables tables, of the families `inet` and `bridge`, that hold every rule of ours.
 pub const TABLE: &str = "wg-overlay";
 /// The metric of the unreachable routes: the kernel's largest, below any other route of the same prefix.
 pub const UNREACHABLE_METRIC: u32 = u32::MAX;

@@ -26,6 +26,9 @@ pub struct ObservedState {
     pub routes: BTreeMap<IpNet, ObservedRoute>,
     /// Our nftables table, if it exists.
     pub firewall: Option<ObservedFirewall>,
+    /// The rules of our table on the bridge's ports as they were last applied, if the kernel still holds exactly those; empty
+    /// otherwise. `None` where there is no such table.
+    pub port_guard: Option<String>,
     /// Chains of the host's own firewall that would drop our traffic or hold a rule of ours.
     pub host_chains: BTreeMap<HostChain, HostChainState>,
     /// Bridge addresses that pods of an earlier PodCIDR still use as their gateway.

@@ -10,8 +10,8 @@ use std::{
 use ipnet::IpNet;
 
 use crate::{
-    DesiredPeer, DesiredState, HostChainState, Link, ObservedPeer, ObservedState, PeerChange, Plan,
-    PublicKey, Step, Touched, ruleset,
+    DesiredPeer, DesiredState, HostChainState, Link, ObservedPeer, ObservedState, PORT_RULESET, PeerChange,
+    Plan, PublicKey, Step, Touched, ruleset,
 };
 
 /// A handshake older than this is stale: WireGuard makes a new one every 120 s while packets flow and gives the old
@@ -43,6 +43,7 @@ pub fn cleanup(observed: &ObservedState) -> Plan {
     // a chain that drops may still hold rules of ours, made for an earlier port
     steps.extend(observed.host_chains.keys().map(|c| Step::LeaveHostChain(c.clone())));
     steps.extend(observed.unreachable.iter().map(|p| Step::RemoveUnreachable(*p)));
+    steps.extend(observed.port_guard.iter().map(|_| Step::RemovePortGuard));
     steps.extend(observed.firewall.iter().map(|_| Step::RemoveFirewall));
     steps.sort_by_key(Step::phase);
     Plan { steps }
@@ -64,6 +65,9 @@ fn guards(desired: &DesiredState, observed: &ObservedState, touched: &Touched, s
             Default::default()
         }
     };
+    if observed.port_guard.as_deref() != Some(PORT_RULESET) {
+        steps.push(Step::SetPortGuard);
+    }
     if !add.is_empty() || !remove.is_empty() {
         steps.push(Step::GuardEndpoints { add, remove });
     }

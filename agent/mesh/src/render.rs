@@ -16,6 +16,9 @@ impl fmt::Display for Step {
             Self::SetFirewall { endpoints, .. } => {
                 write!(f, "set nftables table inet {}, guarding {} endpoints", crate::TABLE, endpoints.len())
             }
+            Self::SetPortGuard => {
+                write!(f, "set nftables table bridge {}, guarding pods' ports", crate::TABLE)
+            }
             Self::GuardEndpoints { add, remove } => {
                 f.write_str("guard endpoints")?;
                 signed(f, '+', add)?;
@@ -43,6 +46,7 @@ impl fmt::Display for Step {
             Self::DeleteLink(link) => write!(f, "delete link {link}"),
             Self::LeaveHostChain(chain) => write!(f, "take our rules out of {chain}"),
             Self::RemoveUnreachable(net) => write!(f, "remove unreachable route {net}"),
+            Self::RemovePortGuard => write!(f, "remove nftables table bridge {}", crate::TABLE),
             Self::RemoveFirewall => write!(f, "remove nftables table inet {}", crate::TABLE),
         }
     }

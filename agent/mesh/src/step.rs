@@ -25,6 +25,8 @@ pub enum Step {
         /// The elements of its endpoint sets.
         endpoints: BTreeSet<SocketAddr>,
     },
+    /// Put the table on the bridge's ports in place, with the pods that are attached, in one transaction.
+    SetPortGuard,
     /// Change the elements of the endpoint sets.
     GuardEndpoints {
         /// Elements to add.
@@ -73,6 +75,8 @@ pub enum Step {
     LeaveHostChain(HostChain),
     /// Remove an unreachable route.
     RemoveUnreachable(IpNet),
+    /// Remove the table on the bridge's ports.
+    RemovePortGuard,
     /// Remove the nftables table.
     RemoveFirewall,
 }
@@ -104,7 +108,10 @@ impl Step {
     /// always has an owner.
     pub fn phase(&self) -> u8 {
         match self {
-            Self::SetFirewall { .. } | Self::GuardEndpoints { .. } | Self::AddUnreachable(_) => 0,
+            Self::SetFirewall { .. }
+            | Self::SetPortGuard
+            | Self::GuardEndpoints { .. }
+            | Self::AddUnreachable(_) => 0,
             Self::AllowInHostChain { .. } | Self::CreateLink(_) | Self::MarkLink(_) => 1,
             Self::SetBridgeNetfilter | Self::SetMtu(..) | Self::SetKey(_) | Self::SetListenPort(_) => 2,
             Self::AddAddress(..) => 3,
@@ -118,7 +125,7 @@ impl Step {
             Self::DeleteLink(_) => 11,
             Self::LeaveHostChain(_) => 12,
             Self::RemoveUnreachable(_) => 13,
-            Self::RemoveFirewall => 14,
+            Self::RemovePortGuard | Self::RemoveFirewall => 14,
         }
     }
 }

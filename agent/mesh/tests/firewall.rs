@@ -3,7 +3,7 @@
 
 use std::{env, fs, path::PathBuf};
 
-use wg_overlay_mesh::{Firewall, ruleset};
+use wg_overlay_mesh::{Firewall, PORT_RULESET, TABLE, ruleset};
 
 fn set<T: std::str::FromStr + Ord>(items: &[&str]) -> std::collections::BTreeSet<T> {
     items.iter().map(|i| i.parse().unwrap_or_else(|_| panic!("{i}"))).collect()
@@ -91,4 +91,14 @@ fn no_flow_is_given_the_tunnels_port() {
         assert!(first >= 1024 && last - first > 30000, "{port}: {range}");
         assert!(!(first..=last).contains(&port), "{port}: {range}");
     }
+}
+
+/// What replaces a table puts each counter's value in its line.
+#[test]
+fn the_port_tables_counters_stand_as_the_others_do() {
+    let declared = PORT_RULESET.lines().filter_map(|l| l.trim().strip_prefix("counter spoofed_"));
+    let declared: Vec<&str> = declared.collect();
+    assert_eq!(declared.len(), 5);
+    assert!(declared.iter().all(|l| l.ends_with(" { packets 0 bytes 0 }")), "{declared:?}");
+    assert!(PORT_RULESET.contains(&format!("table bridge {TABLE} {{")));
 }

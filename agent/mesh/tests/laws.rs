@@ -222,11 +222,14 @@ fn change_node(change: usize, n: u8, record: &mut wg_overlay_mesh::NodeRecord) {
 }
 
 fn is_guard(step: &Step) -> bool {
-    matches!(step, Step::SetFirewall { .. } | Step::GuardEndpoints { .. } | Step::AddUnreachable(_))
+    matches!(
+        step,
+        Step::SetFirewall { .. } | Step::SetPortGuard | Step::GuardEndpoints { .. } | Step::AddUnreachable(_)
+    )
 }
 
 fn removes_guard(step: &Step) -> bool {
-    matches!(step, Step::RemoveUnreachable(_) | Step::RemoveFirewall)
+    matches!(step, Step::RemoveUnreachable(_) | Step::RemovePortGuard | Step::RemoveFirewall)
 }
 
 /// An address in each node's prefix, and in one that nobody has.
@@ -248,6 +251,7 @@ fn is_ours(step: &Step, desired: &DesiredState, observed: &ObservedState) -> boo
     };
     match step {
         Step::SetFirewall { .. } | Step::GuardEndpoints { .. } | Step::RemoveFirewall => true,
+        Step::SetPortGuard | Step::RemovePortGuard => true,
         Step::CreateLink(_) | Step::MarkLink(_) | Step::SetBridgeNetfilter | Step::SetMtu(..) => true,
         Step::SetKey(_) | Step::SetListenPort(_) | Step::SetUp(_) | Step::DeleteLink(_) => true,
         Step::AddUnreachable(net) => desired.unreachable.contains(net) && !observed.unreachable.contains(net),
@@ -270,6 +274,7 @@ fn is_ours(step: &Step, desired: &DesiredState, observed: &ObservedState) -> boo
 
 fn assert_clean(state: &ObservedState) {
     assert!(state.device.is_none() && state.bridge.is_none() && state.firewall.is_none());
+    assert_eq!(state.port_guard, None);
     assert!(state.unreachable.is_empty() && state.peers.is_empty() && state.routes.is_empty());
     assert!(state.host_chains.values().all(|s| *s == HostChainState::Drops));
     assert_eq!(state.underlay, fresh().underlay);

@@ -44,6 +44,13 @@ impl Reconciler {
         }
     }
 
+    /// Brings what the bridge's ports let pass up to the pods that are there: some may have been attached while the table
+    /// was replaced, and DEL leaves the removal to us.
+    pub(super) async fn fill_ports(&mut self) {
+        let problem = self.host.fill_ports().await.err().map(|error| chain(&error));
+        self.note("ports", problem.into_iter().collect());
+    }
+
     /// A connection from an address that is gone hangs for minutes: the watch begins anew.
     pub(super) fn note_own_addresses(&mut self) {
         let links = self.host.observed().underlay.links.values();

@@ -1,4 +1,4 @@
-//! ADD: reserve, make the link, configure the pod, mark the link. Whatever fails, all that this ADD made is taken back.
+//! ADD: reserve, guard the port, make the link, configure the pod, mark the link. Whatever fails, all that this ADD made is taken back.
 
 use std::{
     net::IpAddr,
@@ -14,12 +14,13 @@ use super::{
     error::CniError,
     link::{self, PodLink},
     netns::Netns,
+    port_guard::PortGuard,
     result::{self, Interface},
     sysctl,
 };
 use crate::{
-    BRIDGE, Network,
-    names::{pod_link_alias, pod_link_name},
+    BRIDGE, Network, PodPort,
+    names::{pod_link_alias, pod_link_macs, pod_link_name},
     netlink::{Link, Netlink},
     store,
 };
@@ -44,6 +45,7 @@ pub(crate) fn add(
     let netns = Netns::open(netns_path)?;
     let mut host = Netlink::open()?;
     let bridge = host.link(BRIDGE)?.ok_or(CniError::NoBridge)?;
+    let guard = PortGuard::open()?;
     sysctl::enable_forwarding(ipv4, ipv6)?;
     netns.enter()?;
     let mut pod = Netlink::open()?;
@@ -56,17 +58,20 @@ pub(crate) fn add(
 
     let store = store(&conf.state_dir);
     let _attaching = store.begin_attach().map_err(CniError::Ipam)?;
+    let (host_mac, pod_mac) = pod_link_macs(holder);
     let link = PodLink {
         host_name: pod_link_name(holder),
-        host_mac: link::random_mac()?,
+        host_mac,
         pod_name: holder.ifname(),
-        pod_mac: link::random_mac()?,
+        pod_mac,
         mtu: network.mtu,
     };
-    let reservation = store.reserve(holder, &ranges).map_err(CniError::Reserve)?;
-    let networks: Vec<(Range, IpAddr)> = ranges.into_iter().zip(reservation.addresses).collect();
+    let addresses = store.reserve(holder, &ranges).map_err(CniError::Reserve)?.addresses;
+    let port = PodPort { link: link.host_name.clone(), mac: pod_mac, addresses };
+    let networks: Vec<(Range, IpAddr)> = ranges.into_iter().zip(port.addresses.iter().copied()).collect();
 
-    let made = host.request(vec![link.create(&bridge, &netns)]).map_err(CniError::from);
+    let guarded = guard.add(&port);
+    let made = guarded.and_then(|()| Ok(host.request(vec![link.create(&bridge, &netns)])?));
     let is_made = made.is_ok();
     let done = made.and_then(|_| {
         let ours = find(&mut host, &link.host_name)?;

@@ -14,11 +14,12 @@ use super::{
     conf::{NetConf, PrevResult},
     error::CniError,
     netns::Netns,
+    port_guard::PortGuard,
     result::mac_text,
 };
 use crate::{
-    BRIDGE,
-    names::{pod_link_alias, pod_link_name},
+    BRIDGE, PodPort,
+    names::{TABLE, pod_link_alias, pod_link_name},
     netlink::{Link, Netlink, Reply},
     store,
 };
@@ -45,6 +46,7 @@ pub(crate) fn check(conf: &NetConf, holder: &Holder, netns_path: &Path) -> Resul
         return Err(differs(format!("the link {name} is not up on the bridge {BRIDGE}")));
     }
 
+    let guard = PortGuard::open()?;
     netns.enter()?;
     let mut pod = Netlink::open()?;
     let ifname = holder.ifname();
@@ -53,6 +55,12 @@ pub(crate) fn check(conf: &NetConf, holder: &Holder, netns_path: &Path) -> Resul
         return Err(differs(format!("the pod's link {ifname} is down")));
     }
     check_previous(&previous, &inside, &addresses).map_err(differs)?;
+    let mac = inside.mac.as_slice().try_into().unwrap_or_default();
+    if !guard.has(&PodPort { link: name, mac, addresses: addresses.clone() })? {
+        return Err(differs(format!(
+            "the nftables table bridge {TABLE} lacks the pod's link, MAC or addresses"
+        )));
+    }
     let present = pod_addresses(&mut pod, inside.index)?;
     for address in &addresses {
         let Some(prefix_len) = present.iter().find(|(there, _)| there == address).map(|(_, length)| *length)

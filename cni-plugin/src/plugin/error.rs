@@ -7,7 +7,7 @@ use thiserror::Error;
 use wg_overlay_ipam::{HolderError, IpamError};
 
 use super::conf::SUPPORTED_VERSIONS;
-use crate::{BRIDGE, CollectError, NetlinkError, NetworkError};
+use crate::{BRIDGE, CollectError, NetlinkError, NetworkError, names::TABLE};
 
 #[derive(Debug, Error)]
 pub(crate) enum CniError {
@@ -47,6 +47,10 @@ pub(crate) enum CniError {
         "this node is not ready for pods: the bridge {BRIDGE} is missing, which the wg-overlay agent makes"
     )]
     NoBridge,
+    #[error(
+        "this node is not ready for pods: the nftables table bridge {TABLE} is missing, which the wg-overlay agent makes"
+    )]
+    NoPortGuard,
     #[error("could not read what the agent says of this node")]
     Network(#[source] NetworkError),
     #[error("could not reserve addresses")]
@@ -76,7 +80,7 @@ impl CniError {
             Self::StdinEmpty | Self::Decode(_) => 6,
             Self::Config(_) => 7,
             Self::NotNetns(_) | Self::OwnNetns(_) => 8,
-            Self::NotReady(_) | Self::NoBridge | Self::CollectionBusy => 11,
+            Self::NotReady(_) | Self::NoBridge | Self::NoPortGuard | Self::CollectionBusy => 11,
             Self::Network(NetworkError::Io { .. }) => 5,
             Self::Network(_) => 6,
             Self::Reserve(IpamError::Full(_)) => 11,

@@ -12,13 +12,13 @@ use netlink_packet_route::{
     },
     route::{RouteAddress, RouteAttribute, RouteHeader, RouteMessage, RouteProtocol, RouteScope, RouteType},
 };
-use rustix::rand::GetRandomFlags;
 use wg_overlay_ipam::Range;
 
 use super::{error::CniError, netns::Netns};
-use crate::netlink::{Link, Netlink, Request};
-
-pub(crate) type Mac = [u8; 6];
+use crate::{
+    names::Mac,
+    netlink::{Link, Netlink, Request},
+};
 
 /// Loopback is the first link of every network namespace.
 const LOOPBACK_INDEX: u32 = 1;
@@ -30,18 +30,6 @@ pub(crate) struct PodLink<'a> {
     pub(crate) pod_name: &'a str,
     pub(crate) pod_mac: Mac,
     pub(crate) mtu: u32,
-}
-
-/// A random unicast address of the locally administered kind (IEEE 802, section 8).
-pub(crate) fn random_mac() -> Result<Mac, CniError> {
-    let mut mac = Mac::default();
-    rustix::rand::getrandom(&mut mac, GetRandomFlags::empty()).map_err(|errno| CniError::Io {
-        action: "get random bytes for a MAC".to_owned(),
-        source: errno.into(),
-    })?;
-    let [first, ..] = &mut mac;
-    *first = (*first & 0b1111_1100) | 0b10;
-    Ok(mac)
 }
 
 impl PodLink<'_> {
@@ -118,10 +106,27 @@ pub(crate) fn configure_pod(link: &Link, networks: &[(Range, IpAddr)]) -> Vec<Re
         message: RouteNetlinkMessage::SetLink(up(index)),
         flags: 0,
     };
-    let mut requests = vec![set_up(LOOPBACK_INDEX, "lo"), set_up(link.index, &link.name)];
+    let mut requests = vec![set_up(LOOPBACK_INDEX, "lo")];
+    if networks.iter().any(|(range, _)| range.gateway().is_ipv6()) {
+        requests.push(by_mac(link));
+    }
+    requests.push(set_up(link.index, &link.name));
     requests.extend(networks.iter().map(|(range, address)| add_address(link, *range, *address)));
     requests.extend(networks.iter().map(|(range, _)| add_default_route(link, *range)));
     requests
+}
+
+/// Lets the kernel make the link-local address from the MAC, whatever the node's own default is: the port takes no other.
+fn by_mac(link: &Link) -> Request {
+    let mut message = LinkMessage::default();
+    message.header.index = link.index;
+    let by_mac = AfSpecUnspec::Inet6(vec![AfSpecInet6::AddrGenMode(In6AddrGenMode::Eui64)]);
+    message.attributes = vec![LinkAttribute::AfSpecUnspec(vec![by_mac])];
+    Request {
+        what: format!("have the link-local address of {} made from its MAC", link.name),
+        message: RouteNetlinkMessage::SetLink(message),
+        flags: 0,
+    }
 }
 
 /// The default route's destination of a family.

@@ -12,6 +12,7 @@ pub(crate) mod fuzzing;
 mod link;
 mod log;
 mod netns;
+mod port_guard;
 mod result;
 mod sysctl;
 

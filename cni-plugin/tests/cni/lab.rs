@@ -12,6 +12,9 @@ pub const PLUGIN: &str = env!("CARGO_BIN_EXE_wg-overlay-cni");
 pub const STATE_DIR: &str = "/run/wg-overlay";
 pub const NETWORK: &str = r#"{"podCIDRs":["10.244.1.0/24","fd00:244:0:1::/64"],"mtu":1420}"#;
 
+/// The table that the agent makes.
+pub const PORTS: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../agent/mesh/src/firewall/ports.nft");
+
 const SET_UP: &str = "set -e
 mount -t tmpfs tmpfs /run
 mkdir -p /run/wg-overlay /run/netns
@@ -20,6 +23,7 @@ ip link add wgobr0 address 02:00:00:00:00:01 mtu 1420 type bridge mcast_snooping
 ip link set wgobr0 up
 ip addr add 10.244.1.1/24 dev wgobr0
 ip addr add fd00:244:0:1::1/64 dev wgobr0 nodad
+nft -f $PORTS
 echo ready
 exec cat";
 
@@ -71,6 +75,7 @@ impl Lab {
     pub fn bare() -> Self {
         let mut holder = Command::new("unshare")
             .args(["--net", "--mount", "--propagation", "private", "sh", "-c", SET_UP])
+            .env("PORTS", PORTS)
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
             .spawn()

@@ -19,9 +19,11 @@ impl Host {
     pub(super) async fn apply_one(&mut self, step: &Step, mtu: Option<u32>) -> Result<(), StepError> {
         match step {
             Step::SetFirewall { .. }
+            | Step::SetPortGuard
             | Step::GuardEndpoints { .. }
             | Step::AllowInHostChain { .. }
             | Step::LeaveHostChain(_)
+            | Step::RemovePortGuard
             | Step::RemoveFirewall => self.apply_rules(step).await,
             Step::CreateLink(Link::Device) => self.create_device(step, mtu).await,
             Step::CreateLink(Link::Bridge) => self.create_bridge(step).await,

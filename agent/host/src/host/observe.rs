@@ -23,6 +23,7 @@ impl Host {
             .map_err(|e| HostError::Read { what: "the firewall", source: io::Error::other(e) })?;
         let Some(found) = found.map_err(HostError::Firewall)? else { return Ok(()) };
         self.cache.state.firewall = found.firewall;
+        self.cache.state.port_guard = found.port_guard;
         self.cache.state.host_chains = found.host_chains;
         self.warnings = found.warnings;
         Ok(())

@@ -1,10 +1,11 @@
 //! The readers of `nft`'s, iptables' and nfnetlink's answers, without the kernel.
 
 use super::{
+    elements::endpoints,
     host_chain, legacy,
     nfnetlink::{counter, generation_id},
     program::objects,
-    table::{lasting, take_endpoints},
+    table::apart,
 };
 use crate::{events::nftables_change, netlink::split};
 
@@ -17,11 +18,9 @@ pub fn nft(answer: &str) {
     for (chain, drops) in objects.iter().filter_map(|o| host_chain::base_chain(o.get("chain")?)) {
         host_chain::judge(&chain, drops, &rules, PORT);
     }
-    let mut listing = lasting(objects);
-    if take_endpoints(&mut listing).is_ok() {
-        let again = take_endpoints(&mut listing);
-        assert!(again.is_ok_and(|endpoints| endpoints.is_empty()), "what is compared holds no endpoints");
-    }
+    let (listing, elements) = apart(objects, "endpoints");
+    drop(endpoints(&elements));
+    assert!(apart(listing, "endpoints").1.is_empty(), "what is compared holds no endpoints");
 }
 
 /// Reads an answer of `iptables-legacy -S`.

@@ -1,4 +1,4 @@
-//! The endpoint sets' elements, the table's counters and the generation of all tables, over a netlink socket of our own
+//! The sets' elements, the tables' counters and the generation of all tables, over a netlink socket of our own
 //! (nfnetlink; include/uapi/linux/netfilter/nf_tables.h).
 //!
 //! It stands apart from the `nft` program because one Node's change is one element, and because `nft` reads all elements
@@ -6,18 +6,16 @@
 //! kept tells our own changes from others' in the events. The kernel answers while a request is being sent, so nothing here
 //! waits.
 
-use std::{
-    collections::BTreeSet,
-    ffi::CStr,
-    io,
-    net::{IpAddr, SocketAddr},
-};
+use std::{collections::BTreeSet, ffi::CStr, io};
 
-use netlink_packet_core::{NLM_F_ACK, NLM_F_CREATE, NLM_F_DUMP, NLM_F_REQUEST, NetlinkBuffer};
+use netlink_packet_core::{NLM_F_ACK, NLM_F_CREATE, NLM_F_DUMP, NLM_F_REQUEST, NetlinkBuffer, NlasIterator};
 use netlink_sys::{Socket, protocols::NETLINK_NETFILTER};
 use wg_overlay_mesh::TABLE;
 
-use super::Counters;
+use super::{
+    Counters,
+    elements::{BRIDGE, Element, INET, PORT_SETS},
+};
 use crate::{
     events::{attribute, nested},
     netlink::{ANSWER, split},
@@ -31,10 +29,10 @@ pub(super) struct Tables {
     sequence: u32,
 }
 
-/// Elements in one transaction: of IPv6 each takes 32 bytes, an attribute holds 64 KiB, a socket's buffer 208 KiB.
-const TRANSACTION: usize = 1500;
+/// Elements in one transaction: of a pod's IPv6 each takes 52 bytes, an attribute holds 64 KiB, a socket's buffer 208 KiB.
+const TRANSACTION: usize = 1200;
 
-type Change<'a> = (Verb, &'a SocketAddr);
+type Change<'a> = (Verb, &'a Element);
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Verb {
@@ -66,8 +64,14 @@ impl Tables {
         generation.ok_or_else(no_answer)
     }
 
-    /// The table's counters; none where there is no table.
+    /// The tables' counters; none where there is no table.
     pub(super) fn counters(&mut self) -> io::Result<Counters> {
+        let mut counters = self.counters_of(INET)?;
+        counters.extend(self.counters_of(BRIDGE)?);
+        Ok(counters)
+    }
+
+    fn counters_of(&mut self, family: u8) -> io::Result<Counters> {
         let of_the_table = |message: &mut Vec<u8>| {
             nest(message, NFTA_OBJ_TABLE, |table| table.extend(name(TABLE)));
             nest(message, NFTA_OBJ_TYPE, |kind| kind.extend(NFT_OBJECT_COUNTER.to_be_bytes()));
@@ -77,20 +81,40 @@ impl Tables {
             done |= message.message_type() == NLMSG_DONE;
             counters.extend(counter(message.payload()));
         };
-        self.ask(NFT_MSG_GETOBJ, NLM_F_DUMP, NFPROTO_INET, of_the_table, take)?;
+        self.ask(NFT_MSG_GETOBJ, NLM_F_DUMP, family, of_the_table, take)?;
         if done { Ok(counters) } else { Err(no_answer()) }
+    }
+
+    /// The elements of the sets of pods' ports; `None` where there is no table.
+    pub(super) fn ports(&mut self) -> io::Result<Option<BTreeSet<Element>>> {
+        let mut ports = BTreeSet::new();
+        for set in PORT_SETS {
+            let of_the_set = |message: &mut Vec<u8>| {
+                nest(message, NFTA_SET_ELEM_LIST_TABLE, |out| out.extend(name(TABLE)));
+                nest(message, NFTA_SET_ELEM_LIST_SET, |out| out.extend(name(set)));
+            };
+            let take = |message: &NetlinkBuffer<&[u8]>| {
+                let list = attribute(message.payload(), NFTA_SET_ELEM_LIST_ELEMENTS).unwrap_or_default();
+                let keys = NlasIterator::new(list).map_while(Result::ok).filter_map(|element| {
+                    let key = nested(element.value(), NFTA_SET_ELEM_KEY)?;
+                    nested(key, NFTA_DATA_VALUE).map(<[u8]>::to_vec)
+                });
+                ports.extend(keys.map(|key| Element::port(set, key)));
+            };
+            match self.ask(NFT_MSG_GETSETELEM, NLM_F_DUMP, BRIDGE, of_the_set, take) {
+                Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+                answer => answer?,
+            }
+        }
+        Ok(Some(ports))
     }
 
     /// Removes elements and adds others, and gives the number of transactions. What is to be removed must be there, what
     /// is added may be.
     ///
     /// # Errors
-    /// What the kernel answers. Nothing of up to 1,500 elements has then changed; of more, some may have.
-    pub(super) fn change(
-        &mut self,
-        remove: &BTreeSet<SocketAddr>,
-        add: &BTreeSet<SocketAddr>,
-    ) -> io::Result<u32> {
+    /// What the kernel answers. Nothing of up to 1,200 elements has then changed; of more, some may have.
+    pub(super) fn change(&mut self, remove: &BTreeSet<Element>, add: &BTreeSet<Element>) -> io::Result<u32> {
         let remove = remove.iter().map(|e| (Verb::Delete, e));
         let all: Vec<Change<'_>> = remove.chain(add.iter().map(|e| (Verb::Add, e))).collect();
         let mut transactions = 0;
@@ -105,17 +129,14 @@ impl Tables {
         let first = self.sequence.wrapping_add(1);
         let mut datagram = Vec::new();
         self.message(&mut datagram, NFNL_MSG_BATCH_BEGIN, 0, (0, NFNL_SUBSYS_NFTABLES), |_| {});
-        // sockets are sorted: one family, then the other
-        for run in changes.chunk_by(|a, b| a.0 == b.0 && a.1.is_ipv4() == b.1.is_ipv4()) {
-            let Some((verb, socket)) = run.first() else { continue };
+        // elements are sorted: one set, then the other
+        for run in changes.chunk_by(|a, b| a.0 == b.0 && a.1.set == b.1.set) {
+            let Some((verb, Element { family, set, .. })) = run.first() else { continue };
             let (kind, flags) = match verb {
                 Verb::Add => (NFT_MSG_NEWSETELEM, NLM_F_CREATE | NLM_F_ACK),
                 Verb::Delete => (NFT_MSG_DELSETELEM, NLM_F_ACK),
             };
-            let set = if socket.is_ipv4() { "endpoints4" } else { "endpoints6" };
-            self.message(&mut datagram, kind, flags, (NFPROTO_INET, 0), |message| {
-                elements(message, set, run)
-            });
+            self.message(&mut datagram, kind, flags, (*family, 0), |message| elements(message, set, run));
         }
         let last = self.sequence;
         self.message(&mut datagram, NFNL_MSG_BATCH_END, 0, (0, NFNL_SUBSYS_NFTABLES), |_| {});
@@ -211,25 +232,14 @@ fn elements(message: &mut Vec<u8>, set: &str, changes: &[Change<'_>]) {
     nest(message, NFTA_SET_ELEM_LIST_TABLE, |out| out.extend(name(TABLE)));
     nest(message, NFTA_SET_ELEM_LIST_SET, |out| out.extend(name(set)));
     nest(message, NFTA_SET_ELEM_LIST_ELEMENTS | NLA_F_NESTED, |list| {
-        for (_, socket) in changes {
+        for (_, Element { key, .. }) in changes {
             nest(list, NFTA_LIST_ELEM | NLA_F_NESTED, |element| {
-                nest(element, NFTA_SET_ELEM_KEY | NLA_F_NESTED, |key| {
-                    nest(key, NFTA_DATA_VALUE, |value| value.extend(concatenated(socket)));
+                nest(element, NFTA_SET_ELEM_KEY | NLA_F_NESTED, |out| {
+                    nest(out, NFTA_DATA_VALUE, |value| value.extend(key));
                 });
             });
         }
     });
-}
-
-/// A key of the type `address . inet_service`: each part begins at a multiple of 4 bytes (nft(8), concatenations).
-fn concatenated(socket: &SocketAddr) -> Vec<u8> {
-    let mut key = match socket.ip() {
-        IpAddr::V4(ip) => ip.octets().to_vec(),
-        IpAddr::V6(ip) => ip.octets().to_vec(),
-    };
-    key.extend(socket.port().to_be_bytes());
-    key.extend([0; 2]);
-    key
 }
 
 /// Appends an attribute: length, type, what the closure writes, and zeros up to a multiple of 4 bytes.
@@ -260,9 +270,8 @@ const NLA_F_NESTED: u16 = 1 << 15;
 const NFNL_MSG_BATCH_BEGIN: u16 = 0x10;
 const NFNL_MSG_BATCH_END: u16 = 0x11;
 const NFNL_SUBSYS_NFTABLES: u16 = 10;
-/// include/uapi/linux/netfilter.h
-const NFPROTO_INET: u8 = 1;
 const NFT_MSG_NEWSETELEM: u16 = NFNL_SUBSYS_NFTABLES << 8 | 12;
+const NFT_MSG_GETSETELEM: u16 = NFNL_SUBSYS_NFTABLES << 8 | 13;
 const NFT_MSG_DELSETELEM: u16 = NFNL_SUBSYS_NFTABLES << 8 | 14;
 const NFT_MSG_GETGEN: u16 = NFNL_SUBSYS_NFTABLES << 8 | 16;
 const NFT_MSG_GETOBJ: u16 = NFNL_SUBSYS_NFTABLES << 8 | 19;

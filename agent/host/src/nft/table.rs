@@ -1,19 +1,16 @@
-//! Our own table: applied in one transaction, recorded, compared.
+//! Our own tables: each applied in one transaction, recorded, compared.
 //!
 //! The kernel gives every rule, set and chain a handle that is never used again, so a listing that is equal to the
 //! recorded one, handles included, is of the very objects that were applied.
 
 use std::{
-    collections::BTreeSet,
-    fmt::Write,
     fs, io,
-    net::{IpAddr, SocketAddr},
-    path::Path,
+    path::{Path, PathBuf},
 };
 
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
-use wg_overlay_mesh::{ObservedFirewall, TABLE};
+use wg_overlay_mesh::TABLE;
 
 use super::{
     Counters, NftError,
@@ -27,46 +24,100 @@ struct Record {
     listing: Vec<Value>,
 }
 
-pub(super) fn observe(record: &Path) -> Result<Option<ObservedFirewall>, NftError> {
-    let Some(mut listing) = listing()? else { return Ok(None) };
-    let endpoints = take_endpoints(&mut listing)?;
-    // A record that is missing or torn only means that the table is applied once more.
-    let applied = fs::read(record).ok().and_then(|bytes| serde_json::from_slice::<Record>(&bytes).ok());
-    let ruleset = applied.filter(|r| r.listing == listing).map(|r| r.ruleset).unwrap_or_default();
-    Ok(Some(ObservedFirewall { ruleset, endpoints }))
+/// One of our tables.
+#[derive(Debug, Clone)]
+pub(super) struct Table {
+    family: &'static str,
+    /// What the names of those sets begin with whose elements change without the table.
+    filled: &'static str,
+    record: PathBuf,
 }
 
-/// Replaces the table and the endpoints in one transaction; the counters go on from where they are said to be. `generation`
-/// tells how many transactions there have been: where another's came between ours and the listing of it, nothing is
-/// recorded, or its work would pass for ours, and the next observation finds a table to be applied again.
-pub(super) fn set(
-    record: &Path,
-    ruleset: &str,
-    endpoints: &BTreeSet<SocketAddr>,
-    counters: &Counters,
-    mut generation: impl FnMut() -> Option<u32>,
-) -> Result<(), NftError> {
-    let mut script = ruleset.to_owned();
-    for (name, (packets, bytes)) in counters {
-        script = script.replace(
-            &format!("counter {name} {{ packets 0 bytes 0 }}"),
-            &format!("counter {name} {{ packets {packets} bytes {bytes} }}"),
-        );
-    }
-    script.push_str(&elements(endpoints));
-    let before = generation();
-    run("nft", &["-f", "-"], Some(&script))?;
-    let mut listing = listing()?.unwrap_or_default();
-    if before.is_some_and(|before| generation() != Some(before.wrapping_add(1))) {
-        return forget(record);
-    }
-    take_endpoints(&mut listing)?;
-    write(record, &Record { ruleset: ruleset.to_owned(), listing })
+/// A table as it was found.
+pub(super) struct Found {
+    /// The rules as they were last applied, if the kernel still holds exactly those; empty otherwise.
+    pub(super) ruleset: String,
+    /// The elements that change without the table.
+    pub(super) elements: Vec<Value>,
 }
 
-pub(super) fn remove(record: &Path) -> Result<(), NftError> {
-    run("nft", &["-f", "-"], Some(&format!("add table inet {TABLE}\ndelete table inet {TABLE}\n")))?;
-    forget(record)
+impl Table {
+    /// The table of family `inet`.
+    pub(super) fn guards(state_dir: &Path) -> Self {
+        Self { family: "inet", filled: "endpoints", record: state_dir.join("nftables.json") }
+    }
+
+    /// The table of family `bridge`.
+    pub(super) fn ports(state_dir: &Path) -> Self {
+        Self { family: "bridge", filled: "pods", record: state_dir.join("nftables-bridge.json") }
+    }
+
+    pub(super) fn observe(&self) -> Result<Option<Found>, NftError> {
+        let Some((listing, elements)) = self.listing()? else { return Ok(None) };
+        // A record that is missing or torn only means that the table is applied once more.
+        let record = fs::read(&self.record).ok();
+        let applied = record.and_then(|bytes| serde_json::from_slice::<Record>(&bytes).ok());
+        let ruleset = applied.filter(|r| r.listing == listing).map(|r| r.ruleset).unwrap_or_default();
+        Ok(Some(Found { ruleset, elements }))
+    }
+
+    /// Replaces the table and its elements in one transaction; the counters go on from where they are said to be.
+    /// `generation` tells how many transactions there have been: where another's came between ours and the listing of it,
+    /// nothing is recorded, or its work would pass for ours, and the next observation finds a table to be applied again.
+    pub(super) fn set(
+        &self,
+        ruleset: &str,
+        elements: &str,
+        counters: &Counters,
+        mut generation: impl FnMut() -> Option<u32>,
+    ) -> Result<(), NftError> {
+        let mut script = ruleset.to_owned();
+        for (name, (packets, bytes)) in counters {
+            script = script.replace(
+                &format!("counter {name} {{ packets 0 bytes 0 }}"),
+                &format!("counter {name} {{ packets {packets} bytes {bytes} }}"),
+            );
+        }
+        script.push_str(elements);
+        let before = generation();
+        run("nft", &["-f", "-"], Some(&script))?;
+        let listing = self.listing()?.unwrap_or_default().0;
+        if before.is_some_and(|before| generation() != Some(before.wrapping_add(1))) {
+            return forget(&self.record);
+        }
+        write(&self.record, &Record { ruleset: ruleset.to_owned(), listing })
+    }
+
+    pub(super) fn remove(&self) -> Result<(), NftError> {
+        let Self { family, .. } = self;
+        let script = format!("add table {family} {TABLE}\ndelete table {family} {TABLE}\n");
+        run("nft", &["-f", "-"], Some(&script))?;
+        forget(&self.record)
+    }
+
+    fn listing(&self) -> Result<Option<(Vec<Value>, Vec<Value>)>, NftError> {
+        Ok(list_existing(&["table", self.family, TABLE])?.map(|objects| apart(objects, self.filled)))
+    }
+}
+
+/// A table's objects without what changes by itself (the version of `nft` and the counters' values), and apart from them the
+/// elements that change without the table: those of the sets whose names begin with `filled`.
+pub(super) fn apart(mut objects: Vec<Value>, filled: &str) -> (Vec<Value>, Vec<Value>) {
+    objects.retain(|o| o.get("metainfo").is_none());
+    let mut elements = Vec::new();
+    for object in objects.iter_mut().filter_map(Value::as_object_mut) {
+        if let Some(Value::Object(counter)) = object.get_mut("counter") {
+            counter.remove("packets");
+            counter.remove("bytes");
+        }
+        if let Some(Value::Object(set)) = object.get_mut("set")
+            && set.get("name").and_then(Value::as_str).is_some_and(|name| name.starts_with(filled))
+            && let Some(Value::Array(of_set)) = set.remove("elem")
+        {
+            elements.extend(of_set);
+        }
+    }
+    (objects, elements)
 }
 
 fn forget(record: &Path) -> Result<(), NftError> {
@@ -76,60 +127,6 @@ fn forget(record: &Path) -> Result<(), NftError> {
         }
         _ => Ok(()),
     }
-}
-
-fn listing() -> Result<Option<Vec<Value>>, NftError> {
-    Ok(list_existing(&["table", "inet", TABLE])?.map(lasting))
-}
-
-/// The table's objects without what changes by itself: the version of `nft` and the counters' values.
-pub(super) fn lasting(mut objects: Vec<Value>) -> Vec<Value> {
-    objects.retain(|o| o.get("metainfo").is_none());
-    for counter in objects.iter_mut().filter_map(|o| o.get_mut("counter")).filter_map(Value::as_object_mut) {
-        counter.remove("packets");
-        counter.remove("bytes");
-    }
-    objects
-}
-
-/// Takes the elements of the endpoint sets out of a listing.
-pub(super) fn take_endpoints(listing: &mut [Value]) -> Result<BTreeSet<SocketAddr>, NftError> {
-    let mut endpoints = BTreeSet::new();
-    for set in listing.iter_mut().filter_map(|o| o.get_mut("set")).filter_map(Value::as_object_mut) {
-        if set.get("name").and_then(Value::as_str).is_some_and(|name| name.starts_with("endpoints"))
-            && let Some(Value::Array(elements)) = set.remove("elem")
-        {
-            for element in &elements {
-                endpoints.insert(endpoint(element).ok_or_else(|| NftError::Answer {
-                    program: "nft",
-                    arguments: format!("-j list table inet {TABLE}"),
-                    expected: "an address and a port as the endpoint sets' elements",
-                    source: None,
-                })?);
-            }
-        }
-    }
-    Ok(endpoints)
-}
-
-fn endpoint(element: &Value) -> Option<SocketAddr> {
-    let [address, port] = element.get("concat")?.as_array()?.as_slice() else { return None };
-    let address: IpAddr = address.as_str()?.parse().ok()?;
-    Some(SocketAddr::new(address, u16::try_from(port.as_u64()?).ok()?))
-}
-
-/// Commands that add the elements, one for each family that has any.
-fn elements(endpoints: &BTreeSet<SocketAddr>) -> String {
-    let mut script = String::new();
-    for (set, v4) in [("endpoints4", true), ("endpoints6", false)] {
-        let of_family = endpoints.iter().filter(|e| e.is_ipv4() == v4);
-        let list: Vec<String> = of_family.map(|e| format!("{} . {}", e.ip(), e.port())).collect();
-        if !list.is_empty() {
-            // Writing into a String can't fail.
-            let _ = writeln!(script, "add element inet {TABLE} {set} {{ {} }}", list.join(", "));
-        }
-    }
-    script
 }
 
 /// Atomically: a reader sees the old record or the new one.

@@ -14,6 +14,8 @@ mod guards;
 mod lab;
 mod netns;
 mod packets;
+mod port_sets;
+mod ports;
 mod raw;
 mod table;
 
@@ -24,8 +26,10 @@ fn main() -> ExitCode {
         return observe();
     }
     let missing = missing();
-    let tests = table::TESTS.iter().chain(packets::TESTS).chain(guards::TESTS).chain(chains::TESTS);
+    let tests = [table::TESTS, packets::TESTS, guards::TESTS, chains::TESTS, ports::TESTS, port_sets::TESTS];
     let trials = tests
+        .into_iter()
+        .flatten()
         .map(|(name, test)| {
             let trial = Trial::test(*name, || {
                 test();

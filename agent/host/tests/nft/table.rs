@@ -172,7 +172,10 @@ fn counters_survive() {
     }
     let before = lab.nft(|nft| nft.counters().unwrap());
     assert!(before["pod_to_tunnel"].0 >= 3, "{before:?}");
-    assert_eq!(before.keys().collect::<Vec<_>>(), ["plaintext_in", "plaintext_out", "pod_to_tunnel"]);
+    assert_eq!(
+        before.keys().collect::<Vec<_>>(),
+        ["plaintext_in", "plaintext_out", "pod_to_tunnel", "spoofed_path"]
+    );
     lab.set_firewall(&endpoints());
     assert_eq!(lab.nft(|nft| nft.counters().unwrap()), before);
 }

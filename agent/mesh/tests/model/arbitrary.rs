@@ -6,8 +6,8 @@ use ipnet::IpNet;
 use proptest::{collection::btree_map, option, prelude::*, sample::select};
 use wg_overlay_mesh::{
     ClusterView, DesiredState, HostChain, HostChainState, Implementation, IpNets, Local, NodeRecord,
-    ObservedBridge, ObservedDevice, ObservedFirewall, ObservedPeer, ObservedRoute, ObservedState, annotation,
-    ruleset,
+    ObservedBridge, ObservedDevice, ObservedFirewall, ObservedPeer, ObservedRoute, ObservedState,
+    PORT_RULESET, annotation, ruleset,
 };
 
 use super::cluster::{decided, fresh, ip, key, local, name, net, nets, node, set, set_key, v4, v6, view};
@@ -144,17 +144,22 @@ fn any_observed() -> impl Strategy<Value = ObservedState> {
         option::weighted(0.7, proptest::sample::subsequence(vec!["192.0.2.3:51820", "192.0.2.9:1"], 0..=2)),
         btree_map((any::<bool>(), any::<bool>()).prop_map(move |(a, b)| chain(a, b)), state, 0..3),
         proptest::sample::subsequence(vec![net("10.244.8.1/24"), net("fd00:244:0:8::1/64")], 0..=2),
+        select(vec![None, Some(""), Some(PORT_RULESET)]),
     )
-        .prop_map(|(device, bridge, unreachable, peers, routes, endpoints, host_chains, in_use)| {
-            let mut state = ObservedState { device, bridge, peers, routes, host_chains, ..fresh() };
-            state.unreachable = unreachable.into_iter().collect();
-            state.addresses_in_use = in_use.into_iter().collect();
-            state.firewall = endpoints.map(|endpoints| ObservedFirewall {
-                ruleset: String::new(),
-                endpoints: endpoints.iter().map(|e| e.parse().unwrap()).collect(),
-            });
-            possible(state)
-        })
+        .prop_map(
+            |(device, bridge, unreachable, peers, routes, endpoints, host_chains, in_use, ports)| {
+                let port_guard = ports.map(str::to_owned);
+                let mut state =
+                    ObservedState { device, bridge, peers, routes, port_guard, host_chains, ..fresh() };
+                state.unreachable = unreachable.into_iter().collect();
+                state.addresses_in_use = in_use.into_iter().collect();
+                state.firewall = endpoints.map(|endpoints| ObservedFirewall {
+                    ruleset: String::new(),
+                    endpoints: endpoints.iter().map(|e| e.parse().unwrap()).collect(),
+                });
+                possible(state)
+            },
+        )
 }
 
 /// Takes away what no kernel holds: peers and routes without a device, IPv6 on a small link, a peer with its own key.

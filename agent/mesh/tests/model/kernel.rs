@@ -8,7 +8,7 @@ use std::{
 use ipnet::IpNet;
 use wg_overlay_mesh::{
     DesiredState, HostChainState, IPV6_MINIMUM_MTU, Implementation, Link, ObservedBridge, ObservedDevice,
-    ObservedFirewall, ObservedRoute, ObservedState, PeerChange, Plan, Step, plan, ruleset,
+    ObservedFirewall, ObservedRoute, ObservedState, PORT_RULESET, PeerChange, Plan, Step, plan, ruleset,
 };
 
 /// Carries a step out as the kernel would.
@@ -27,6 +27,8 @@ pub fn apply(step: &Step, state: &mut ObservedState) -> Result<(), String> {
             needs(remove.is_subset(&firewall.endpoints), "no such element")?;
             firewall.endpoints = &(&firewall.endpoints - remove) | add;
         }
+        Step::SetPortGuard => state.port_guard = Some(PORT_RULESET.to_owned()),
+        Step::RemovePortGuard => needs(state.port_guard.take().is_some(), "no table")?,
         Step::AddUnreachable(net) => needs(state.unreachable.insert(*net), "EEXIST")?,
         Step::RemoveUnreachable(net) => needs(state.unreachable.remove(net), "ESRCH")?,
         Step::RemoveFirewall => needs(state.firewall.take().is_some(), "no table")?,
@@ -177,6 +179,7 @@ pub fn assert_holds(state: &ObservedState, desired: &DesiredState, before: &Obse
     let firewall = state.firewall.as_ref().unwrap();
     assert_eq!(firewall.ruleset, ruleset(&desired.firewall));
     assert_eq!(firewall.endpoints, desired.firewall.endpoints);
+    assert_eq!(state.port_guard.as_deref(), Some(PORT_RULESET));
     assert!(state.host_chains.values().all(|s| *s == HostChainState::Allowed));
     assert!(state.routes.values().all(|r| r.through_device));
     let routes = state.routes.iter().map(|(net, r)| (*net, r.source, r.mtu)).collect::<Vec<_>>();
