@@ -163,6 +163,7 @@ fn set_up(node: &Namespace) -> Result<()> {
     node.ip(&bridge("wgobr0", "10.244.1.1/24", "fd00:244:0:1::1/64"))?;
     node.ip(&bridge("floor0", "10.246.1.1/24", "fd00:246:0:1::1/64"))?;
     node.ip(&(0..PODS).map(|pod| format!("netns add p{pod}")).collect::<Vec<_>>())?;
+    feed(node.command("nft").args(["-f", "-"]), wg_overlay_mesh::PORT_RULESET.as_bytes())?;
     std::fs::create_dir_all(node.path("/run/wg-overlay"))?;
     std::fs::write(node.path("/run/wg-overlay/network.json"), NETWORK).context("write the boot mark")
 }

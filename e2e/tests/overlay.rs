@@ -37,6 +37,8 @@ mod mtu;
 mod nodes;
 #[path = "overlay/pods.rs"]
 mod pods;
+#[path = "overlay/port_guard.rs"]
+mod port_guard;
 #[path = "overlay/refusals.rs"]
 mod refusals;
 #[path = "overlay/repair.rs"]
@@ -68,6 +70,7 @@ fn main() -> ExitCode {
         mtu::cases(),
         boot::cases(),
         pods::cases(),
+        port_guard::cases(),
         uninstall::cases(),
         contained::cases(),
         nodes::cases(),

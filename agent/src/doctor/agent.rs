@@ -81,7 +81,7 @@ pub(super) fn plaintext_drops(facts: &Facts) -> Found {
     } else {
         warn(
             format!("packets dropped at the guards: {}", counted.join(", ")),
-            "if they grow, something sends pod packets around the tunnel: nft list table inet wg-overlay",
+            "if they grow, something sends pod packets around the tunnel, or (spoofed_…) a pod sends as another: nft list table inet wg-overlay; nft list table bridge wg-overlay",
         )
     })
 }

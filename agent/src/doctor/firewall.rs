@@ -13,23 +13,27 @@ pub(super) fn nft(facts: &Facts) -> Found {
             format!("{version}: {error}"),
             "run as root with CAP_NET_ADMIN; the kernel needs nf_tables (modprobe nf_tables)",
         ),
-        (Ok(version), Ok(rules)) => match &rules.firewall {
-            Some(table) if !table.ruleset.is_empty() => {
-                ok(format!("{version}; our table is as it was applied"))
+        (Ok(version), Ok(rules)) => {
+            let guards = ("inet", rules.firewall.as_ref().map(|table| table.ruleset.as_str()));
+            let ports = ("bridge", rules.port_guard.as_deref());
+            let missing = [guards, ports].into_iter().find(|(_, ruleset)| ruleset.is_none());
+            let changed = [guards, ports].into_iter().find(|(_, ruleset)| *ruleset == Some(""));
+            match (missing, changed) {
+                (Some((family, _)), _) => warn(
+                    format!("{version}; there is no table {family} wg-overlay: what it guards is open"),
+                    "the agent makes it, if it runs; does something flush the ruleset (nftables.service)?",
+                ),
+                // another version of nft lists the same table in other words than the agent's; the agent repairs what differs
+                (None, Some(_)) if facts.agent.is_ok() => {
+                    ok(format!("{version}; our tables are there, and the agent watches them"))
+                }
+                (None, Some((family, _))) => warn(
+                    format!("{version}; table {family} wg-overlay was changed by somebody"),
+                    "the agent puts it back within a second, if it runs; who else runs nft here?",
+                ),
+                (None, None) => ok(format!("{version}; our tables are as they were applied")),
             }
-            // another version of nft lists the same table in other words than the agent's; the agent repairs what differs
-            Some(_) if facts.agent.is_ok() => {
-                ok(format!("{version}; our table is there, and the agent watches it"))
-            }
-            Some(_) => warn(
-                format!("{version}; table inet wg-overlay was changed by somebody"),
-                "the agent puts it back within a second, if it runs; who else runs nft here?",
-            ),
-            None => warn(
-                format!("{version}; there is no table inet wg-overlay: nothing is guarded"),
-                "the agent makes it, if it runs; does something flush the ruleset (nftables.service)?",
-            ),
-        },
+        }
     })
 }
 

@@ -41,8 +41,8 @@ pub const ROUTES: [Break; 8] = [
     ("a route of ours to nowhere", "ip route add 10.244.9.0/24 dev wgo0 proto 87"),
 ];
 
-/// Our nftables table: events tell of it.
-pub const RULES: [Break; 6] = [
+/// Our nftables tables: events tell of them.
+pub const RULES: [Break; 10] = [
     ("the table flushed", "nft flush table inet wg-overlay"),
     ("the table deleted", "nft delete table inet wg-overlay"),
     (
@@ -53,6 +53,10 @@ pub const RULES: [Break; 6] = [
     ("a rule added", "nft insert rule inet wg-overlay plaintext_outbound accept"),
     ("an endpoint removed", "nft flush set inet wg-overlay endpoints4"),
     ("the guarded prefixes removed", "nft flush set inet wg-overlay cluster4"),
+    ("the ports' table deleted", "nft delete table bridge wg-overlay"),
+    ("a rule of it deleted", "nft flush chain bridge wg-overlay from_pod"),
+    ("the pods' addresses removed", "nft flush set bridge wg-overlay pods4"),
+    ("the pods' ports removed", "nft flush set bridge wg-overlay pods"),
 ];
 
 /// All of nftables, what isn't ours among it.

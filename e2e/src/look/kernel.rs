@@ -27,6 +27,9 @@ pub fn kernel(node: &Node) -> Kernel {
     all.insert("wireguard".to_owned(), of(wireguard(node)));
     let rules = node.exec("nft", ["--stateless", "list", "table", "inet", "wg-overlay"]);
     all.insert("rules".to_owned(), of(rules));
+    // without the sets' elements, whose order changes; whether they are there, packets tell
+    let ports = node.exec("nft", ["--stateless", "--terse", "list", "table", "bridge", "wg-overlay"]);
+    all.insert("ports".to_owned(), of(ports));
     all
 }
 
