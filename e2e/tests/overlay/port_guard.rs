@@ -78,6 +78,8 @@ impl<'a> Attack<'a> {
     /// Tells all that the sibling's address is at the pod's MAC: unsolicited neighbour advertisements go out whenever the
     /// link is given one (`ndisc_notify`, Documentation/networking/ip-sysctl.rst).
     fn advertise_neighbour(&self) -> Result<()> {
+        // what nobody asked for is no news of a neighbour that is not known (RFC 4861, 7.2.5)
+        let _answered = self.node.exec("ping", ["-n", "-c1", "-W1", &self.sibling.ipv6()?.to_string()]);
         self.shell("ip link set eth0 address $own").map(drop)
     }
 
