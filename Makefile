@@ -27,8 +27,7 @@ export WG_OVERLAY_E2E_BIN_DIR := $(RELEASE)
 # ring's C parts, for a static target
 export CC_$(subst -,_,$(TRIPLE)) := musl-gcc
 
-.PHONY: help demo test lint build build-agent build-others prerequisites units namespaces cni-spec overlay kernel-wg kernel-wg-all cluster cluster-down e2e e2e-full fuzz bench bench-smoke clean
-.PHONY: help demo test lint build build-agent build-others prerequisites units namespaces cni-spec overlay kernel-wg kernel-wg-all cluster cluster-down e2e e2e-full bench bench-smoke torture clean
+.PHONY: help demo test lint build build-agent build-others prerequisites units namespaces cni-spec overlay kernel-wg kernel-wg-all cluster cluster-down e2e e2e-full fuzz bench bench-smoke torture clean
 
 help: ## this list
 	@sed -n 's/^# make /make /p' $(MAKEFILE_LIST)
