@@ -74,7 +74,7 @@ fn any(run: &mut Run) -> Fault {
 /// The fault for some seconds, in which Nodes change and now and then an agent is killed.
 fn suffer(run: &mut Run, lab: &Lab, crowd: &mut Crowd, fault: &Fault) -> Result<()> {
     fault.begin(lab)?;
-    let end = Instant::now() + Duration::from_millis(run.random.u64(500..8000));
+    let end = Instant::now() + Duration::from_millis(run.random.u64(300..5000));
     if run.random.u8(..4) == 0 {
         let node = run.node(lab);
         node.kill_agent()?;

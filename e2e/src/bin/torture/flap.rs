@@ -8,7 +8,7 @@ use nix::unistd::Pid;
 use serde_json::json;
 use wg_overlay_e2e::lab::{Lab, Node, Pace};
 use wg_overlay_e2e::look::converged::pods;
-use wg_overlay_e2e::look::{KEY, create_node, made_up, made_up_key};
+use wg_overlay_e2e::look::{KEY, OVERLAY_IPS, create_node, made_up, made_up_key};
 
 use super::crowd::Crowd;
 use super::run::Run;
@@ -24,7 +24,7 @@ const SHARE: f64 = 0.01;
 const NAME: &str = "flapping";
 const NUMBER: u8 = 90;
 
-/// What changes of it, and with its other states the number of the change picks one.
+/// What changes of it, and how: the number of the change tells its states apart.
 type Flap = (&'static str, fn(&Lab, u8) -> Result<()>);
 
 const FLAPS: [Flap; 4] = [
@@ -34,9 +34,10 @@ const FLAPS: [Flap; 4] = [
         lab.api().patch_status(NAME, &json!({ "status": { "addresses": addresses } })).map(drop)
     }),
     ("PodCIDR", |lab, number| {
-        let number = 91 + number % 2;
-        let cidrs = [format!("10.244.{number}.0/24"), format!("fd00:244:0:{number:x}::/64")];
-        lab.api().patch_node(NAME, &json!({ "spec": { "podCIDR": cidrs[0], "podCIDRs": cidrs } })).map(drop)
+        let other = made_up(NAME, 91 + number % 2);
+        let annotations = json!({ (OVERLAY_IPS): other["metadata"]["annotations"][OVERLAY_IPS] });
+        let change = json!({ "metadata": { "annotations": annotations }, "spec": other["spec"] });
+        lab.api().patch_node(NAME, &change).map(drop)
     }),
     ("key", |lab, number| {
         lab.api().annotate(NAME, &json!({ (KEY): made_up_key(200 + number % 50) })).map(drop)

@@ -1,10 +1,13 @@
 //! Agents are killed at any moment: at rest, in the midst of plans, in their start. What they leave carries every packet,
 //! and the next agent makes the kernel what it was.
 
-use std::time::{Duration, Instant};
+use std::collections::BTreeMap;
+use std::fs::File;
+use std::io::{Read as _, Seek as _, SeekFrom};
+use std::time::{Duration, Instant, SystemTime};
 
 use anyhow::Result;
-use wg_overlay_e2e::lab::{Lab, Pace, eventually};
+use wg_overlay_e2e::lab::{Lab, Node, Pace, eventually};
 use wg_overlay_e2e::look::breaks;
 use wg_overlay_e2e::look::converged::{await_peers, pods};
 use wg_overlay_e2e::look::kernel::{Kernel, ensure_kernel, kernel};
@@ -18,6 +21,13 @@ const NODES: u8 = 3;
 const RESYNC: Duration = Duration::from_secs(5);
 /// Kills between two looks at the kernels.
 const ROUND: usize = 12;
+/// About what a plan of some Nodes takes.
+const BUSY: Duration = Duration::from_millis(20);
+/// More bytes than a line of the log has.
+const TAIL: u64 = 2000;
+
+/// How many, by when.
+type Kills = BTreeMap<&'static str, u64>;
 
 pub fn run(run: &mut Run) -> Result<()> {
     run.in_lab(NODES, RESYNC, |run, lab| {
@@ -26,24 +36,26 @@ pub fn run(run: &mut Run) -> Result<()> {
         let traffic = Traffic::start(run, lab, &pods.iter().collect::<Vec<_>>(), pace)?;
         let healthy: Vec<Kernel> = lab.nodes().iter().map(kernel).collect();
         let end = run.until(1.0);
-        let (mut kills, mut differing) = (0, Vec::new());
+        let (mut kills, mut differing) = (Kills::new(), Vec::new());
         while Instant::now() < end && differing.is_empty() {
             let mut crowd = Crowd::default();
             for _ in 0..ROUND {
-                kills += kill(run, lab, &mut crowd)?;
+                kill(run, lab, &mut crowd, &mut kills)?;
             }
             crowd.leave(lab)?;
             differing = settle(lab, &healthy)?;
         }
-        let counts = (kills, u64::try_from(differing.len())?);
+        let met: Vec<String> = kills.iter().map(|(moment, count)| format!("{count} {moment}")).collect();
+        let note = [vec![met.join(", ")], differing.clone()].concat().join("\n");
+        let counts = (kills.values().sum(), u64::try_from(differing.len())?);
         let item = "agents killed with -9, and the kernels as before at the next resync";
-        run.note(item, counts, "kills", differing.join("\n"), kills > 0 && counts.1 == 0);
+        run.note(item, counts, "kills", note, counts.0 > 0 && counts.1 == 0);
         traffic.end(run, "packets between all pods", |_| true)
     })
 }
 
-/// Gives an agent something to do, or not, and kills it; sometimes the next one too, before it has begun. Gives how many.
-fn kill(run: &mut Run, lab: &Lab, crowd: &mut Crowd) -> Result<u64> {
+/// Gives an agent something to do, or not, and kills it; sometimes the next one too, before it has begun.
+fn kill(run: &mut Run, lab: &Lab, crowd: &mut Crowd, kills: &mut Kills) -> Result<()> {
     let node = run.node(lab);
     match run.random.u8(..6) {
         0 => {}
@@ -62,17 +74,36 @@ fn kill(run: &mut Run, lab: &Lab, crowd: &mut Crowd) -> Result<u64> {
         }
     }
     run.pause(80);
-    let mut kills = 1;
-    node.kill_agent()?;
+    end(node, kills)?;
     run.pause(300);
     node.start_agent(&[])?;
     while run.random.u8(..3) == 0 {
         run.pause(150);
-        node.kill_agent()?;
+        end(node, kills)?;
         node.start_agent(&[])?;
-        kills += 1;
     }
-    Ok(kills)
+    Ok(())
+}
+
+/// Kills a node's agent, and counts when: it tells each step of a plan before it makes the first.
+fn end(node: &Node, kills: &mut Kills) -> Result<()> {
+    let now = SystemTime::now();
+    node.kill_agent()?;
+    let mut log = File::open(node.log("agent"))?;
+    let metadata = log.metadata()?;
+    let silent = now.duration_since(metadata.modified()?).unwrap_or_default();
+    log.seek(SeekFrom::Start(metadata.len().saturating_sub(TAIL)))?;
+    let mut tail = Vec::new();
+    log.read_to_end(&mut tail)?;
+    let tail = String::from_utf8_lossy(&tail);
+    let last = tail.lines().last().unwrap_or_default();
+    let moment = match (last.contains("\"applying"), last.contains("\"converged\"")) {
+        (true, _) if silent < BUSY => "within 20 ms of a plan's first step",
+        (true, _) | (_, true) => "later",
+        _ => "in the start",
+    };
+    *kills.entry(moment).or_default() += 1;
+    Ok(())
 }
 
 fn harmless(what: &str) -> bool {
