@@ -19,8 +19,6 @@ use netlink_sys::{Socket, SocketAddr, protocols::NETLINK_ROUTE};
 use rustix::io::Errno;
 use thiserror::Error;
 
-use crate::names::Mac;
-
 /// A request that the kernel did not take, or an answer that could not be read.
 #[derive(Debug, Error)]
 pub enum NetlinkError {
@@ -59,7 +57,7 @@ pub(crate) struct Link {
     pub(crate) mtu: u32,
     pub(crate) controller: Option<u32>,
     /// Of a veth: its peer's index, and the ID that the peer's network namespace has here.
-    peer: (u32, Option<i32>),
+    pub(crate) peer: (u32, Option<i32>),
     /// Of a bridge's port: whether it forwards.
     pub(crate) forwards: bool,
 }
@@ -85,8 +83,8 @@ const DATAGRAM: usize = 64 * 1024;
 impl Netlink {
     pub(crate) fn open() -> Result<Self, NetlinkError> {
         let failed = |source| NetlinkError::Io("open a netlink socket".to_owned(), source);
-        let mut socket = Socket::new(NETLINK_ROUTE).map_err(failed)?;
-        socket.bind_auto().map_err(failed)?;
+        let socket = Socket::new(NETLINK_ROUTE).map_err(failed)?;
+        // gives it a port as well; from anybody but the kernel nothing is taken then
         socket.connect(&SocketAddr::new(0, 0)).map_err(failed)?;
         Ok(Self { socket, sequence: 0, buffer: Vec::with_capacity(DATAGRAM) })
     }
@@ -161,24 +159,6 @@ impl Netlink {
         }
     }
 
-    /// The MAC of a veth's other end, in whichever network namespace it is; `None` where it is gone.
-    pub(crate) fn peer_mac(&mut self, link: &Link) -> Result<Option<Mac>, NetlinkError> {
-        let (index, netns) = link.peer;
-        let mut message = LinkMessage::default();
-        message.header.index = index;
-        message.attributes = vec![LinkAttribute::ExtMask(vec![LinkExtentMask::SkipStats])];
-        message.attributes.extend(netns.map(LinkAttribute::IfNetnsId));
-        let request = Request {
-            what: format!("look for the other end of {}", link.name),
-            message: RouteNetlinkMessage::GetLink(message),
-            flags: 0,
-        };
-        match self.request(vec![request]) {
-            Err(error) if error.errno() == Some(Errno::NODEV) => Ok(None),
-            other => Ok(links(other?).next().and_then(|peer| peer.mac.try_into().ok())),
-        }
-    }
-
     /// Every link of the namespace.
     pub(crate) fn links(&mut self) -> Result<Vec<Link>, NetlinkError> {
         let mut message = LinkMessage::default();
@@ -235,7 +215,7 @@ fn port_forwards(link_info: &[u8]) -> bool {
     })
 }
 
-fn links(replies: Vec<Reply>) -> impl Iterator<Item = Link> {
+pub(crate) fn links(replies: Vec<Reply>) -> impl Iterator<Item = Link> {
     replies.into_iter().filter_map(|reply| match reply {
         Reply::Link(link) => Some(link),
         _ => None,

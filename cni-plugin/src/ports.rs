@@ -9,13 +9,18 @@ use std::{
     path::Path,
 };
 
+use netlink_packet_route::{
+    RouteNetlinkMessage,
+    link::{LinkAttribute, LinkExtentMask, LinkMessage},
+};
+use rustix::io::Errno;
 use thiserror::Error;
 use wg_overlay_ipam::IpamError;
 
 use crate::{
     collect::store,
     names::{Mac, pod_link_macs, pod_link_name},
-    netlink::{Link, Netlink, NetlinkError},
+    netlink::{self, Link, Netlink, NetlinkError, Request},
 };
 
 /// A pod's port.
@@ -52,13 +57,31 @@ pub fn ports(state_dir: &Path) -> Result<Vec<PodPort>, PortsError> {
         let (host, pod) = pod_link_macs(&reservation.holder);
         let mac = match links.get(link.as_str()) {
             // made by a version that chose MACs at random
-            Some(found) if found.mac != host => netlink.peer_mac(found).map_err(PortsError::Netlink)?,
+            Some(found) if found.mac != host => peer_mac(&mut netlink, found).map_err(PortsError::Netlink)?,
             _ => Some(pod),
         };
         let port = |mac| PodPort { link, mac, addresses: reservation.addresses };
         ports.extend(mac.map(port));
     }
     Ok(ports)
+}
+
+/// The MAC of a veth's other end, in whichever network namespace it is; `None` where it is gone.
+fn peer_mac(netlink: &mut Netlink, link: &Link) -> Result<Option<Mac>, NetlinkError> {
+    let (index, netns) = link.peer;
+    let mut message = LinkMessage::default();
+    message.header.index = index;
+    message.attributes = vec![LinkAttribute::ExtMask(vec![LinkExtentMask::SkipStats])];
+    message.attributes.extend(netns.map(LinkAttribute::IfNetnsId));
+    let request = Request {
+        what: format!("look for the other end of {}", link.name),
+        message: RouteNetlinkMessage::GetLink(message),
+        flags: 0,
+    };
+    match netlink.request(vec![request]) {
+        Err(error) if error.errno() == Some(Errno::NODEV) => Ok(None),
+        other => Ok(netlink::links(other?).next().and_then(|peer| peer.mac.try_into().ok())),
+    }
 }
 
 impl PodPort {

@@ -9,7 +9,9 @@ mod elements;
 pub(crate) mod fuzzing;
 mod host_chain;
 mod legacy;
+mod message;
 mod nfnetlink;
+mod ports;
 mod program;
 mod table;
 
@@ -22,7 +24,7 @@ use std::{
 };
 
 use thiserror::Error;
-use wg_overlay_cni::{PodPort, PortsError, store};
+use wg_overlay_cni::PortsError;
 use wg_overlay_mesh::{HostChain, HostChainState, ObservedFirewall, PORT_RULESET, Step, TABLE};
 
 use self::{elements::Element, nfnetlink::Tables, table::Table};
@@ -196,31 +198,6 @@ impl Nft {
             Step::LeaveHostChain(chain) => allow(chain, None),
             other => Err(NftError::NotOurs(Box::new(other.clone()))),
         }
-    }
-
-    /// Adds what the sets of pods' ports lack, and while no pod is being attached removes what no pod stands behind. Without
-    /// the table nothing is done. To be called in the host's network namespace.
-    ///
-    /// # Errors
-    /// The pods' addresses or links can't be read, or the kernel refused.
-    pub fn fill_ports(&self) -> Result<(), NftError> {
-        // What is there is read before who is there: an ADD reserves, then adds its elements.
-        let present = self.kernel().tables.ports();
-        let refused = |source| NftError::Kernel { what: "read the sets of pods' ports", source };
-        let Some(present) = present.map_err(refused)? else { return Ok(()) };
-        // While none is attached, none is attached again under a name that is about to be removed.
-        let alone = store(&self.state_dir).try_begin_collection();
-        let alone = alone.map_err(|error| NftError::Ports(PortsError::Ipam(error)))?;
-        let ports = wg_overlay_cni::ports(&self.state_dir).map_err(NftError::Ports)?;
-        let sets = ports.iter().flat_map(PodPort::elements);
-        let elements = sets.flat_map(|(set, keys)| keys.into_iter().map(move |key| Element::port(set, key)));
-        let wanted: BTreeSet<Element> = elements.collect();
-        let left_over = if alone.is_some() { &present - &wanted } else { BTreeSet::new() };
-        let lacking = &wanted - &present;
-        if left_over.is_empty() && lacking.is_empty() {
-            return Ok(());
-        }
-        self.kernel().change(&left_over, &lacking)
     }
 
     /// The tables' counters; empty where there is no table.

@@ -15,6 +15,7 @@ use wg_overlay_mesh::TABLE;
 use super::{
     Counters,
     elements::{BRIDGE, Element, INET, PORT_SETS},
+    message::{NLA_F_NESTED, name, nest, put},
 };
 use crate::{
     events::{attribute, nested},
@@ -210,11 +211,6 @@ impl Tables {
     }
 }
 
-/// A name as the kernel takes it: a string with its closing zero.
-fn name(text: &str) -> Vec<u8> {
-    [text.as_bytes(), &[0]].concat()
-}
-
 pub(super) fn generation_id(payload: &[u8]) -> Option<u32> {
     attribute(payload, NFTA_GEN_ID)?.try_into().ok().map(u32::from_be_bytes)
 }
@@ -242,30 +238,12 @@ fn elements(message: &mut Vec<u8>, set: &str, changes: &[Change<'_>]) {
     });
 }
 
-/// Appends an attribute: length, type, what the closure writes, and zeros up to a multiple of 4 bytes.
-fn nest(out: &mut Vec<u8>, kind: u16, body: impl FnOnce(&mut Vec<u8>)) {
-    let start = out.len();
-    out.extend([0; 2]);
-    out.extend(kind.to_ne_bytes());
-    body(out);
-    let length = u16::try_from(out.len() - start).unwrap_or(u16::MAX);
-    put(out, start, &length.to_ne_bytes());
-    out.resize(out.len().next_multiple_of(4), 0);
-}
-
-fn put(out: &mut [u8], at: usize, bytes: &[u8]) {
-    if let Some(room) = out.get_mut(at..at + bytes.len()) {
-        room.copy_from_slice(bytes);
-    }
-}
-
 fn no_answer() -> io::Error {
     io::Error::new(io::ErrorKind::TimedOut, "the kernel gave no answer")
 }
 
 const NLMSG_ERROR: u16 = 2;
 const NLMSG_DONE: u16 = 3;
-const NLA_F_NESTED: u16 = 1 << 15;
 /// include/uapi/linux/netfilter/nfnetlink.h
 const NFNL_MSG_BATCH_BEGIN: u16 = 0x10;
 const NFNL_MSG_BATCH_END: u16 = 0x11;

@@ -24,6 +24,9 @@ struct Record {
     listing: Vec<Value>,
 }
 
+/// A table's objects, and the elements that were taken out of its sets.
+type Listing = (Vec<Value>, Vec<Value>);
+
 /// One of our tables.
 #[derive(Debug, Clone)]
 pub(super) struct Table {
@@ -95,14 +98,14 @@ impl Table {
         forget(&self.record)
     }
 
-    fn listing(&self) -> Result<Option<(Vec<Value>, Vec<Value>)>, NftError> {
+    fn listing(&self) -> Result<Option<Listing>, NftError> {
         Ok(list_existing(&["table", self.family, TABLE])?.map(|objects| apart(objects, self.filled)))
     }
 }
 
 /// A table's objects without what changes by itself (the version of `nft` and the counters' values), and apart from them the
 /// elements that change without the table: those of the sets whose names begin with `filled`.
-pub(super) fn apart(mut objects: Vec<Value>, filled: &str) -> (Vec<Value>, Vec<Value>) {
+pub(super) fn apart(mut objects: Vec<Value>, filled: &str) -> Listing {
     objects.retain(|o| o.get("metainfo").is_none());
     let mut elements = Vec::new();
     for object in objects.iter_mut().filter_map(Value::as_object_mut) {

@@ -9,6 +9,7 @@ use libtest_mimic::{Arguments, Trial};
 use nix::sched::{CloneFlags, unshare};
 use wg_overlay_host::Nft;
 
+mod attached;
 mod chains;
 mod guards;
 mod lab;
