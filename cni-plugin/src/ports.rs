@@ -138,7 +138,7 @@ mod tests {
         };
         let [(_, pods), (_, pods4), (_, pods6)] = port.elements();
         let begin = b"wgp0123456789ab\0\x02\x23\x45\x67\x89\xab\0\0".to_vec();
-        assert_eq!(pods, [begin.clone()]);
+        assert_eq!(pods, std::slice::from_ref(&begin));
         assert_eq!(pods4, [[begin.as_slice(), &[10, 244, 1, 2]].concat()]);
         let link_local = "fe80::23:45ff:fe67:89ab".parse::<Ipv6Addr>().unwrap();
         let [first, second] = pods6.as_slice() else { panic!("{pods6:?}") };
