@@ -54,10 +54,13 @@ fn repaired() {
             assert!(!plan.steps.is_empty(), "{harm}");
             node.assert_converged().await;
         }
-        sh("nft delete table inet wg-overlay");
-        expect(&mut events, Change::Firewall).await;
-        assert!(!node.converge(Scope::FIREWALL).await.steps.is_empty());
-        node.assert_converged().await;
+        for family in ["inet", "bridge"] {
+            sh(&format!("nft delete table {family} wg-overlay"));
+            expect(&mut events, Change::Firewall).await;
+            assert!(!node.converge(Scope::FIREWALL).await.steps.is_empty(), "{family}");
+            node.assert_converged().await;
+            quieten(&mut events).await;
+        }
     });
 }
 
@@ -125,10 +128,13 @@ fn quiet() {
             "ip addr add 127.0.0.9/8 dev lo; ip link set lo mtu 60000",
             "ip route add 10.66.0.0/24 dev eth0 table 100",
             "nft add chain ip kube-proxy c; nft flush table ip kube-proxy",
+            "nft add element bridge wg-overlay pods '{ \"wgp1\" . 02:00:00:00:00:01 }'", // as ADD does
             "ip link set wgobr0 type bridge nf_call_iptables 1; ip link set wgo0 mtu 1400",
         ] {
             assert_eq!(first_after(&mut events, change).await, Change::HostChains, "{change}");
         }
+        let flushed = first_after(&mut events, "nft flush set bridge wg-overlay pods").await;
+        assert_eq!(flushed, Change::Firewall, "no ADD removes elements");
     });
 }
 

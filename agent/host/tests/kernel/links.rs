@@ -50,7 +50,7 @@ fn others() -> String {
     let routes = sh(
         "for f in -4 -6; do ip $f route show table all | grep -vE 'wgo0|wgobr0|proto 87|fe80:|table local' | sed 's/ linkdown//' || true; done",
     );
-    links + &routes + &sh("nft list ruleset | sed '/table inet wg-overlay/,/^}/d'")
+    links + &routes + &sh("nft list ruleset | sed -E '/table (inet|bridge) wg-overlay/,/^}/d'")
 }
 
 fn foreign() {

@@ -229,8 +229,8 @@ fn to_bridges() {
     let lab = guarded();
     lab.pod_a.sh("ip addr add 198.51.100.77/32 dev eth0
         ip neigh replace 10.244.1.1 lladdr 01:80:c2:00:00:0e dev eth0");
-    let receiver = lab.node.udp("10.244.1.1:7000");
-    let send = || lab.pod_a.send("198.51.100.77:0", "10.244.1.1:7000");
+    let receiver = lab.node.udp("192.0.2.1:7000");
+    let send = || lab.pod_a.send("198.51.100.77:0", "192.0.2.1:7000");
     lab.set_firewall_without(&firewall(), "spoofed_path drop");
     send();
     assert_eq!(receiver.expect(), ip("198.51.100.77"), "control");
