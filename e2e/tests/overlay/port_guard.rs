@@ -157,8 +157,12 @@ fn upgrade() -> Result<()> {
         for (number, pod) in [&one, &two].into_iter().enumerate() {
             let link = pod.result()["interfaces"][1]["name"].as_str().context("no link")?.to_owned();
             node.exec("ip", ["link", "set", &link, "address", &format!("02:00:00:00:01:0{number}")])?;
-            let inside = format!("02:00:00:00:02:0{number}");
-            pod.exec("ip", ["link", "set", "eth0", "address", &inside])?;
+            // with the link-local address that it would have had from the beginning
+            let inside = format!(
+                "ip link set eth0 address 02:00:00:00:02:0{number}; ip -6 addr flush dev eth0 scope link
+                ip addr add fe80::ff:fe00:20{number}/64 dev eth0 nodad"
+            );
+            pod.exec("bash", ["-euc", &inside])?;
         }
         let mut prober = probing(lab, &[&one, &two])?;
         node.start_agent(&[])?;
