@@ -116,7 +116,8 @@ impl<'a> Watch<'a> {
         Ok(())
     }
 
-    /// How many steps there were, and what was touched.
+    /// How many steps there were, and what was touched. Of a plan of more than 64 steps an agent tells the number alone:
+    /// there only the bytes speak.
     fn end(mut self) -> Result<(u64, Vec<String>)> {
         self.look()?;
         let mut steps = 0;
