@@ -19,8 +19,8 @@ pub const PORT_RULESET: &str = include_str!("firewall/ports.nft");
 /// The table of family `inet` as text for `nft -f`, in one transaction that replaces the one before; the endpoint sets
 /// (`endpoints4`, `endpoints6`) are empty.
 ///
-/// The named counters (`pod_to_tunnel`, `spoofed_path`, `plaintext_in`, `plaintext_out`) are each declared on a line of their own, as
-/// `counter NAME { packets 0 bytes 0 }`.
+/// The named counters (`pod_to_tunnel`, `spoofed_path`, `plaintext_in`, `plaintext_out`) are each declared on a line of
+/// their own, as `counter NAME { packets 0 bytes 0 }`.
 pub fn ruleset(firewall: &Firewall) -> String {
     let families: Vec<Family> = [Family::v4(firewall), Family::v6(firewall)].into_iter().flatten().collect();
     let fail_closed = firewall.fail_closed && !families.is_empty();

@@ -1,4 +1,5 @@
-//! ADD: reserve, guard the port, make the link, configure the pod, mark the link. Whatever fails, all that this ADD made is taken back.
+//! ADD: reserve, guard the port, make the link, configure the pod, mark the link. Whatever fails, all that this ADD made is
+//! taken back, but for the guard's elements, which the agent collects.
 
 use std::{
     net::IpAddr,
