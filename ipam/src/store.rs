@@ -1,6 +1,7 @@
 //! The folder of reservations: reserve, release, list, gc.
 
 use std::{
+    collections::BTreeSet,
     fs::{self, File},
     io,
     net::IpAddr,
@@ -12,6 +13,9 @@ use ipnet::IpNet;
 use thiserror::Error;
 
 use crate::{AttachLock, Holder, Range, disk::Disk, lock};
+
+/// Listing a folder costs about as much as this many symlinks that can't be made.
+const FAILURES_BEFORE_LIST: u32 = 8;
 
 /// The reservations of one node, in one folder. Processes share it; a lock file orders their writes.
 #[derive(Debug)]
@@ -174,11 +178,16 @@ impl Store {
     }
 
     /// The kernel tells whether an address is free: making a symlink that exists fails. So nothing is listed first, and
-    /// the cursor makes the first try succeed unless the range has been walked.
+    /// the cursor makes the first try succeed unless the range has been walked. A walk that goes on lists what is held
+    /// once, and spares itself the tries that would fail.
     fn claim(&self, holder: &Holder, range: &Range) -> Result<IpAddr, IpamError> {
         let cursor = self.cursor_path(range.prefix());
         let left_off = read_link(&cursor)?.and_then(|target| target.parse().ok());
+        let (mut held, mut failures) = (BTreeSet::<String>::new(), 0);
         for address in range.walk_after(left_off) {
+            if held.contains(&address.to_string()) {
+                continue;
+            }
             let entry = self.address_path(address);
             match self.disk.link(&holder.to_string(), &entry) {
                 Ok(()) => {
@@ -187,7 +196,12 @@ impl Store {
                         .map(|()| address)
                         .inspect_err(|_| self.unclaim(&[address]));
                 }
-                Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
+                Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {
+                    failures += 1;
+                    if failures == FAILURES_BEFORE_LIST {
+                        held = self.names("addresses")?.into_iter().collect();
+                    }
+                }
                 Err(source) => return Err(io_error("write", &entry, source)),
             }
         }
@@ -246,22 +260,27 @@ impl Store {
 
     /// Name and target of every symlink in a folder; anything else in it is not ours.
     fn links(&self, folder: &str) -> Result<Vec<(String, String)>, IpamError> {
+        let path = self.folder.join(folder);
+        let link = |name: String| {
+            let target = fs::read_link(path.join(&name)).ok()?.into_os_string().into_string().ok()?;
+            Some((name, target))
+        };
+        Ok(self.names(folder)?.into_iter().filter_map(link).collect())
+    }
+
+    /// The names in a folder that are text.
+    fn names(&self, folder: &str) -> Result<Vec<String>, IpamError> {
         let folder = self.folder.join(folder);
         let failed = |source| io_error("list", &folder, source);
         let entries = match fs::read_dir(&folder) {
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
             other => other.map_err(failed)?,
         };
-        let mut links = Vec::new();
+        let mut names = Vec::new();
         for entry in entries {
-            let entry = entry.map_err(failed)?;
-            let (Ok(name), Ok(target)) = (entry.file_name().into_string(), fs::read_link(entry.path()))
-            else {
-                continue;
-            };
-            links.extend(target.into_os_string().into_string().ok().map(|target| (name, target)));
+            names.extend(entry.map_err(failed)?.file_name().into_string().ok());
         }
-        Ok(links)
+        Ok(names)
     }
 
     fn lock(&self) -> Result<File, IpamError> {
