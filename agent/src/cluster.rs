@@ -7,6 +7,7 @@ mod kubeadm;
 mod node;
 mod policies;
 mod publish;
+mod renewing;
 mod watch;
 
 use std::{
@@ -32,6 +33,7 @@ use tower::{ServiceBuilder, ServiceExt};
 use wg_overlay_mesh::PackedView;
 
 use coalescing::Coalescing;
+use renewing::Renewing;
 
 pub use ask::{Access, ask_all, connect_person};
 pub use events::Reporter;
@@ -42,18 +44,27 @@ pub use publish::{Publisher, withdraw};
 pub(crate) use watch::chain;
 pub use watch::{list, watch};
 
-/// Connects to the API server: by KUBECONFIG, else `~/.kube/config`, else the pod's service account.
+/// Connects to the API server: by KUBECONFIG, else `~/.kube/config`, else the pod's service account. What they say is read
+/// again when a request fails.
 ///
 /// # Errors
 /// Where none of them is there, or what is there is unusable.
 pub async fn connect(api_server: Option<&str>) -> anyhow::Result<Client> {
+    let config = read_config(api_server).await?;
+    let namespace = config.default_namespace.clone();
+    let service =
+        Renewing::new(api_server, config).context("can't set up the connection to the API server")?;
+    Ok(ClientBuilder::new(service, namespace).build())
+}
+
+async fn read_config(api_server: Option<&str>) -> anyhow::Result<Config> {
     let mut config = Config::infer().await.context(
         "no way to the API server: neither KUBECONFIG, ~/.kube/config nor a service account is usable",
     )?;
     if let Some(url) = api_server {
         config.cluster_url = url.parse().with_context(|| format!("apiServer: {url} is no URL"))?;
     }
-    build(config).context("can't set up the connection to the API server")
+    Ok(config)
 }
 
 /// The library's own stack, over connections that notice a peer that is gone: a watch is silent for minutes, and

@@ -1,8 +1,8 @@
 //! A small in-memory server of the Kubernetes API: as much of it as the agent uses, over plain
-//! HTTP, with the semantics an unchanged client relies on and faults on demand.
+//! HTTP and by TLS, with the semantics an unchanged client relies on and faults on demand.
 //!
-//! It owns objects and their history. It knows nothing of the lab, and it checks nobody's rights:
-//! a real kube-apiserver does that elsewhere.
+//! It owns objects and their history. It knows nothing of the lab, and it checks nobody's rights,
+//! but for a token where a test demands one: a real kube-apiserver does that elsewhere.
 //!
 //! | module | what it owns |
 //! |---|---|
@@ -11,11 +11,13 @@
 //! | `watch` | the watch stream: bookmarks, streaming lists, 410 |
 //! | `fault` | what goes wrong on purpose |
 //! | `http` | paths, queries, status objects |
+//! | `tls` | the same, encrypted, with a certificate that changes |
 
 mod fault;
 mod http;
 mod patch;
 mod store;
+mod tls;
 mod watch;
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -25,6 +27,8 @@ use axum::Router;
 
 use fault::Faults;
 use store::Store;
+
+pub use tls::TlsListener;
 
 /// A server's state: clones share it.
 #[derive(Clone)]

@@ -44,7 +44,7 @@ pub fn look_for_policies(client: Client, reporter: Arc<Reporter>) -> Arc<AtomicB
                     }
                     INTERVAL
                 }
-                Ok(Err(kube::Error::Api(status))) if matches!(status.code, 401 | 403 | 404) => {
+                Ok(Err(kube::Error::Api(status))) if matches!(status.code, 403 | 404) => {
                     debug!(code = status.code, "NetworkPolicies can't be listed");
                     INTERVAL
                 }

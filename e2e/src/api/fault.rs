@@ -24,6 +24,8 @@ pub struct Demand {
     pub streaming_lists: Option<bool>,
     /// Forgets all history: every older resource version and continue token is 410 Gone.
     pub compact: bool,
+    /// Requests without this bearer token are answered by 401.
+    pub token: Option<String>,
 }
 
 /// Requests that fail.
@@ -50,6 +52,7 @@ pub struct Faults {
     pub silent: bool,
     pub delay_millis: u64,
     pub streaming_lists: bool,
+    token: Option<String>,
 }
 
 impl Default for Faults {
@@ -61,6 +64,7 @@ impl Default for Faults {
             silent: false,
             delay_millis: 0,
             streaming_lists: true,
+            token: None,
         }
     }
 }
@@ -76,6 +80,14 @@ impl Faults {
         self.cut_lists = demand.cut_lists.unwrap_or(self.cut_lists);
         self.delay_millis = demand.delay_millis.unwrap_or(self.delay_millis);
         self.streaming_lists = demand.streaming_lists.unwrap_or(self.streaming_lists);
+        self.token = demand.token.clone().or(self.token.take());
+    }
+
+    /// Whether these are the credentials that a test demands.
+    pub fn knows(&self, authorization: Option<&str>) -> bool {
+        self.token.as_ref().is_none_or(|token| {
+            authorization.and_then(|value| value.strip_prefix("Bearer ")) == Some(token.as_str())
+        })
     }
 
     /// The status that this request is to fail with. Counts.

@@ -5,15 +5,22 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use anyhow::Context as _;
+use axum::http::{HeaderValue, Response, header};
 use clap::Parser;
-use wg_overlay_e2e::api::NodeApi;
+use wg_overlay_e2e::api::{NodeApi, TlsListener};
 
-/// Serves Node objects from memory, over plain HTTP, for tests and the demo.
+/// Serves Node objects from memory, over plain HTTP and by TLS, for tests and the demo.
 #[derive(Parser)]
 struct Flags {
     /// Where clients reach it; port 0 takes a free one.
     #[arg(long, default_value = "127.0.0.1:0")]
     listen: SocketAddr,
+    /// Where clients reach it by TLS.
+    #[arg(long, requires = "tls_identity")]
+    tls_listen: Option<SocketAddr>,
+    /// The PEM file with the certificate and key for that, read for each connection.
+    #[arg(long)]
+    tls_identity: Option<PathBuf>,
     /// A Unix socket with the same API that meets no faults, and with /faults and /requests.
     #[arg(long)]
     socket: Option<PathBuf>,
@@ -33,6 +40,18 @@ async fn main() -> anyhow::Result<()> {
             tokio::net::UnixListener::bind(path).with_context(|| format!("listen on {}", path.display()))?;
         tokio::spawn(axum::serve(socket, api.control_router()).into_future());
     }
+    if let (Some(address), Some(identity)) = (flags.tls_listen, flags.tls_identity) {
+        let tcp = tokio::net::TcpListener::bind(address).await;
+        let tcp = tcp.with_context(|| format!("listen on {address}"))?;
+        // one answer a connection: none is left open that has the certificate of before
+        let router = api.router().layer(axum::middleware::map_response(closing));
+        tokio::spawn(axum::serve(TlsListener::new(tcp, identity), router).into_future());
+    }
     println!("http://{}", listener.local_addr()?);
     axum::serve(listener, api.router()).await.context("serve")
+}
+
+async fn closing<B>(mut answer: Response<B>) -> Response<B> {
+    answer.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
+    answer
 }

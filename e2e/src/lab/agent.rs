@@ -10,6 +10,9 @@ use super::leftover::signal;
 use super::node::Node;
 use super::{product, run};
 
+/// The kubeconfig of a node's agent.
+const KUBECONFIG: &str = "/etc/wg-overlay/kubeconfig";
+
 impl Node {
     /// Sets a key of the agent's configuration for its next start; null removes it.
     pub fn set_agent_config(&self, key: &str, value: Value) {
@@ -26,7 +29,23 @@ impl Node {
     /// # Errors
     /// One runs already, or there is no program.
     pub fn start_agent(&self, flags: &[&str]) -> Result<()> {
-        self.start_agent_by(self.namespace().command(product("wg-overlay")?), flags)
+        let mut agent = self.namespace().command(product("wg-overlay")?);
+        agent.env("KUBECONFIG", KUBECONFIG);
+        self.start_agent_by(agent, flags)
+    }
+
+    /// Likewise without a kubeconfig: it reaches node-api by TLS, with what `/var/run/secrets` has of a service account.
+    ///
+    /// # Errors
+    /// As `start_agent`.
+    pub fn start_agent_with_service_account(&self) -> Result<()> {
+        let mut agent = self.namespace().command(product("wg-overlay")?);
+        agent
+            .env_remove("KUBECONFIG")
+            .env("HOME", "/nonexistent")
+            .env("KUBERNETES_SERVICE_HOST", "172.30.0.1");
+        agent.env("KUBERNETES_SERVICE_PORT", super::TLS_PORT.to_string());
+        self.start_agent_by(agent, &[])
     }
 
     /// Likewise in a container, with the rights that a pod of the agent has.
@@ -46,6 +65,7 @@ impl Node {
         // -D: the agent is our child, and the tracer its grandchild
         strace.args(["-D", "-o", "/dev/null", "-e", &format!("trace={call}"), "-e"]);
         strace.arg(format!("inject={call}:signal=SIGKILL:when={count}")).arg(product("wg-overlay")?);
+        strace.env("KUBECONFIG", KUBECONFIG);
         self.start_agent_by(strace, &[])
     }
 
@@ -57,7 +77,6 @@ impl Node {
         let config = Value::Object(self.agent_config.borrow().clone());
         fs::write(self.path("/etc/wg-overlay/config.yaml"), format!("{config:#}\n"))?;
         command.args(["agent", "--config", "/etc/wg-overlay/config.yaml"]).args(flags);
-        command.env("KUBECONFIG", "/etc/wg-overlay/kubeconfig");
         self.agent.set(Some(self.namespace().spawn(&mut command, &self.log("agent"))?));
         Ok(())
     }
@@ -96,7 +115,7 @@ impl Node {
     /// It fails.
     pub fn wg_overlay(&self, args: &[&str]) -> Result<String> {
         let mut command = self.namespace().command(product("wg-overlay")?);
-        command.args(args).env("KUBECONFIG", "/etc/wg-overlay/kubeconfig");
+        command.args(args).env("KUBECONFIG", KUBECONFIG);
         run(&mut command).with_context(|| format!("on {}", self.name()))
     }
 

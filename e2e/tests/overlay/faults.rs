@@ -7,6 +7,8 @@ mod api;
 mod commands;
 #[path = "faults/port.rs"]
 mod port;
+#[path = "faults/rotation.rs"]
+mod rotation;
 
 use wg_overlay_e2e::suite::Case;
 
@@ -17,5 +19,5 @@ pub fn cases() -> Vec<Case> {
 
 /// The API server's.
 pub fn api_cases() -> Vec<Case> {
-    api::cases()
+    [api::cases(), rotation::cases()].into_iter().flatten().collect()
 }

@@ -38,11 +38,16 @@ async fn meet_faults(State(api): State<NodeApi>, request: Request, next: Next) -
     let (method, uri) = (request.method().to_string(), request.uri().to_string());
     let agent = request.headers().get(header::USER_AGENT).and_then(|v| v.to_str().ok()).unwrap_or_default();
     api.log_request(json!({ "method": method, "uri": uri, "userAgent": agent }));
-    let (delay, failure) = {
+    let authorization = request.headers().get(header::AUTHORIZATION).and_then(|value| value.to_str().ok());
+    let (delay, known, failure) = {
         let mut faults = api.faults();
-        (faults.delay_millis, faults.take_failure(&method, request.uri().path()))
+        let known = faults.knows(authorization);
+        (faults.delay_millis, known, faults.take_failure(&method, request.uri().path()))
     };
     tokio::time::sleep(Duration::from_millis(delay)).await;
+    if !known {
+        return Answer::new(401, "Unauthorized", "Unauthorized").into_response();
+    }
     match failure {
         Some(status) => Answer::new(status, "InternalError", "failed on demand").into_response(),
         None => next.run(request).await,

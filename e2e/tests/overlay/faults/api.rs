@@ -103,7 +103,7 @@ fn nothing_is_lost(lab: &Lab) -> Result<()> {
     Ok(())
 }
 
-fn changes_arrive(lab: &Lab) -> Result<()> {
+pub fn changes_arrive(lab: &Lab) -> Result<()> {
     let peers = lab.nodes().len() - 1;
     create_node(lab, &made_up("afterwards", 90))?;
     for node in lab.nodes() {
