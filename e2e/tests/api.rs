@@ -320,6 +320,19 @@ async fn faults_meet_clients_and_spare_the_test() {
 }
 
 #[tokio::test]
+async fn a_token_that_is_demanded_is_asked_of_clients_alone() {
+    let api = server();
+    fault(&api, json!({ "token": "secret" })).await;
+    for (authorization, expected) in [("Bearer secret", 200), ("Bearer other", 401), ("secret", 401)] {
+        let mut asked = request("GET", "/api/v1/nodes", &Value::Null);
+        asked.headers_mut().insert("authorization", authorization.parse().unwrap());
+        assert_eq!(api.router().oneshot(asked).await.unwrap().status(), expected, "{authorization}");
+    }
+    assert_eq!(get(&api, "/api/v1/nodes").await.0, 401);
+    assert_eq!(call(&api.control_router(), "GET", "/api/v1/nodes", Value::Null).await.0, 200);
+}
+
+#[tokio::test]
 async fn a_cut_list_breaks_off_half_way() {
     let api = server();
     add_nodes(&api, 0..2).await;
