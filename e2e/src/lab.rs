@@ -34,7 +34,7 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context as _, Result};
 use serde_json::{Map, Value, json};
 
-pub use authority::Authority;
+pub use authority::{Authority, TLS_PORT};
 pub use capture::{Capture, CaptureConfig, CaptureReport, Count, LinkReport};
 pub use client::ApiClient;
 pub use cni::{Attachment, CniError};
@@ -49,10 +49,6 @@ pub use wait::{eventually, eventually_every};
 pub const POD_CIDRS: [&str; 2] = ["10.244.0.0/16", "fd00:244::/56"];
 /// Where node-api listens on `control`.
 pub const API_PORT: u16 = 6443;
-/// Where it listens likewise by TLS, once a certificate is there: `Lab::certify`.
-pub const TLS_PORT: u16 = 6444;
-/// The file with that certificate, in the lab's folder.
-const IDENTITY: &str = "node-api.pem";
 /// Addresses of `control` outside of every cluster prefix, reached through the default route.
 pub const OUTSIDE: [&str; 2] = ["192.0.2.1", "2001:db8::1"];
 
@@ -103,8 +99,7 @@ impl Lab {
         let socket = folder.path().join("api.sock");
         let mut api = control.command(helper("node-api")?);
         api.arg("--listen").arg(format!("[::]:{API_PORT}")).arg("--socket").arg(&socket);
-        api.arg("--tls-listen").arg(format!("[::]:{TLS_PORT}"));
-        api.arg("--tls-identity").arg(folder.path().join(IDENTITY));
+        authority::listen_by_tls(&mut api, folder.path());
         control.spawn(&mut api, &folder.path().join("logs/node-api.log"))?;
         let api = ApiClient::new(socket);
         api.await_ready()?;

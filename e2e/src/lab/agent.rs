@@ -6,6 +6,7 @@ use anyhow::{Context as _, Result, bail};
 use rustix::process::Signal;
 use serde_json::Value;
 
+use super::authority::TLS_PORT;
 use super::leftover::signal;
 use super::node::Node;
 use super::{product, run};
@@ -44,7 +45,7 @@ impl Node {
             .env_remove("KUBECONFIG")
             .env("HOME", "/nonexistent")
             .env("KUBERNETES_SERVICE_HOST", "172.30.0.1");
-        agent.env("KUBERNETES_SERVICE_PORT", super::TLS_PORT.to_string());
+        agent.env("KUBERNETES_SERVICE_PORT", TLS_PORT.to_string());
         self.start_agent_by(agent, &[])
     }
 

@@ -1,12 +1,22 @@
 //! Authorities like a cluster's, and what node-api shows of them at its port with TLS.
 
 use std::fs;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use anyhow::{Context as _, Result};
 
 use super::{Lab, run};
+
+/// Where node-api listens by TLS, once a certificate is there: `Lab::certify`.
+pub const TLS_PORT: u16 = 6444;
+/// The file with that certificate and its key, in the lab's folder.
+const IDENTITY: &str = "node-api.pem";
+
+pub(super) fn listen_by_tls(node_api: &mut Command, folder: &Path) {
+    node_api.arg("--tls-listen").arg(format!("[::]:{TLS_PORT}"));
+    node_api.arg("--tls-identity").arg(folder.join(IDENTITY));
+}
 
 /// An authority of its own key. All have one name, as those of kubeadm have.
 #[derive(Debug)]
@@ -53,7 +63,7 @@ impl Lab {
         sign.args(["-addext", "subjectAltName=IP:172.30.0.1,IP:fd00:30::1"]);
         run(sign.arg("-keyout").arg(&key).arg("-out").arg(&certificate))?;
         let identity = fs::read_to_string(certificate)? + &fs::read_to_string(key)?;
-        let (new, shown) = (authority.folder.join("identity.pem"), self.folder().join(super::IDENTITY));
+        let (new, shown) = (authority.folder.join("identity.pem"), self.folder().join(IDENTITY));
         fs::write(&new, identity)?;
         fs::rename(new, shown).context("show another certificate")
     }
