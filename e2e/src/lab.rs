@@ -26,6 +26,7 @@ mod node;
 mod pod;
 mod prober;
 mod sites;
+mod steps;
 mod wait;
 
 use std::fs;
@@ -43,6 +44,7 @@ pub use namespace::{Namespace, Network};
 pub use node::{Families, Node, NodeConfig};
 pub use pod::Pod;
 pub use prober::{Pace, PairReport, Prober};
+pub use steps::Steps;
 pub use wait::{eventually, eventually_every};
 
 /// The cluster's pod prefixes; node N has 10.244.N.0/24 and fd00:244:0:N::/64.

@@ -9,5 +9,6 @@ pub mod converged;
 pub mod kernel;
 mod node;
 pub mod peers;
+pub mod planted;
 
 pub use node::*;

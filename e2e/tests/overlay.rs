@@ -31,6 +31,8 @@ mod guards;
 mod killed;
 #[path = "overlay/killed_starts.rs"]
 mod killed_starts;
+#[path = "overlay/killed_steps.rs"]
+mod killed_steps;
 #[path = "overlay/mtu.rs"]
 mod mtu;
 #[path = "overlay/nodes.rs"]
@@ -64,6 +66,7 @@ fn main() -> ExitCode {
         repair::cases(),
         killed::cases(),
         killed_starts::cases(),
+        killed_steps::cases(),
         guards::cases(),
         guard_rules::cases(),
         forwarding::cases(),
