@@ -6,6 +6,7 @@
 # make e2e           upstream's network tests and ours on that cluster (root)
 # make e2e-full      more of them, iptables mode and an older Kubernetes too (root)
 # make fuzz          the parsers of outside input, FUZZ="SECONDS" each, 60 if not said
+# make sanitize      what has `unsafe` in it, with AddressSanitizer; SANITIZE="CASE..." bounds the end-to-end cases (root)
 # make bench         us, the peers and the floor side by side: benches/report.md, target/bench/report.json (root)
 # make torture       seeded faults on real agents, and what was lost: target/torture/report.json (root)
 # make cluster-down  ends the cluster and leaves nothing of it
@@ -27,7 +28,7 @@ export WG_OVERLAY_E2E_BIN_DIR := $(RELEASE)
 # ring's C parts, for a static target
 export CC_$(subst -,_,$(TRIPLE)) := musl-gcc
 
-.PHONY: help demo test lint build build-agent build-others prerequisites units namespaces cni-spec overlay kernel-wg kernel-wg-all cluster cluster-down e2e e2e-full fuzz bench bench-smoke torture clean
+.PHONY: help demo test lint build build-agent build-others prerequisites units namespaces cni-spec overlay kernel-wg kernel-wg-all cluster cluster-down e2e e2e-full fuzz sanitize bench bench-smoke torture clean
 
 help: ## this list
 	@sed -n 's/^# make /make /p' $(MAKEFILE_LIST)
@@ -103,6 +104,10 @@ e2e-full: build
 # With coverage, on the stable compiler; the corpus is e2e/fuzz/corpus. FUZZ="600 node uapi" is ten minutes each of two.
 fuzz: prerequisites
 	@e2e/fuzz/run $(FUZZ)
+
+# SANITIZE="none" leaves the end-to-end cases out.
+sanitize: prerequisites build-others
+	@e2e/sanitize $(SANITIZE)
 
 # BENCH holds its arguments: make bench BENCH="--only plugin". A peer that doesn't build is named in the report.
 bench: build

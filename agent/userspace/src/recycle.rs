@@ -13,7 +13,11 @@ use std::{
     ptr,
 };
 
-use dlmalloc::GlobalDlmalloc;
+#[cfg(not(sanitizing))]
+use dlmalloc::GlobalDlmalloc as Heap;
+// A sanitizer watches malloc's blocks alone: e2e/sanitize.
+#[cfg(sanitizing)]
+use std::alloc::System as Heap;
 
 /// dlmalloc, with shelves for threads that ask for them.
 pub struct Recycling;
@@ -87,12 +91,12 @@ impl Shelves {
     }
 }
 
-// SAFETY: every block is dlmalloc's. One comes from a shelf only for the layout for which dlmalloc gave it, after its owner has
-// given it back, and once: `take` removes it. So what dlmalloc needs to hold for a block holds for it all the time.
+// SAFETY: every block is the heap's. One comes from a shelf only for the layout for which the heap gave it, after its owner has
+// given it back, and once: `take` removes it. So what the heap needs to hold for a block holds for it all the time.
 unsafe impl GlobalAlloc for Recycling {
     unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
         // SAFETY: the caller's duty is passed on.
-        SHELF.with(|shelves| shelves.take(layout)).unwrap_or_else(|| unsafe { GlobalDlmalloc.alloc(layout) })
+        SHELF.with(|shelves| shelves.take(layout)).unwrap_or_else(|| unsafe { Heap.alloc(layout) })
     }
 
     unsafe fn alloc_zeroed(&self, layout: Layout) -> *mut u8 {
@@ -103,20 +107,20 @@ unsafe impl GlobalAlloc for Recycling {
                 block
             }
             // SAFETY: the caller's duty is passed on.
-            None => unsafe { GlobalDlmalloc.alloc_zeroed(layout) },
+            None => unsafe { Heap.alloc_zeroed(layout) },
         }
     }
 
     unsafe fn dealloc(&self, block: *mut u8, layout: Layout) {
         if !SHELF.with(|shelves| shelves.put(block, layout)) {
             // SAFETY: the caller's duty is passed on.
-            unsafe { GlobalDlmalloc.dealloc(block, layout) };
+            unsafe { Heap.dealloc(block, layout) };
         }
     }
 
     unsafe fn realloc(&self, block: *mut u8, layout: Layout, size: usize) -> *mut u8 {
         // SAFETY: the caller's duty is passed on.
-        unsafe { GlobalDlmalloc.realloc(block, layout, size) }
+        unsafe { Heap.realloc(block, layout, size) }
     }
 }
 
@@ -137,8 +141,8 @@ impl Drop for Recycler {
             for shelf in &shelves.shelves {
                 let layout = shelf.layout.get();
                 while let Some(block) = shelves.take(layout) {
-                    // SAFETY: dlmalloc gave it with this layout, and it is nobody's.
-                    unsafe { GlobalDlmalloc.dealloc(block, layout) };
+                    // SAFETY: the heap gave it with this layout, and it is nobody's.
+                    unsafe { Heap.dealloc(block, layout) };
                 }
             }
             shelves.open.set(false);
