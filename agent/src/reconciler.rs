@@ -6,6 +6,7 @@
 mod inputs;
 mod outputs;
 mod pace;
+mod renewed;
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -38,6 +39,7 @@ use crate::{
 
 pub use inputs::{gateways_in_use, names};
 use pace::Pace;
+use renewed::Renewed;
 
 /// How long to wait for more of the same before acting: a link that goes down takes dozens of routes along.
 const DEBOUNCE: Duration = Duration::from_millis(20);
@@ -81,6 +83,7 @@ struct Last {
     problems: BTreeMap<&'static str, Vec<String>>,
     cni: Option<CniStatus>,
     reported: outputs::Reported,
+    renewed: Renewed,
     retry: Option<Retry>,
     /// Whether the user-space device was asked for in vain.
     lacks_device: bool,
@@ -249,7 +252,10 @@ impl Reconciler {
         self.note_addresses_in_use();
         let Some(decision) = self.mesh.decision() else { return Err(self.wait(State::WaitingForNodes)) };
         let differs = if followed { &touched } else { &Touched::Everything };
-        let plan = plan_touched(&decision.desired, self.host.observed(), differs);
+        let mut plan = plan_touched(&decision.desired, self.host.observed(), differs);
+        if full {
+            plan.steps.extend(self.last.renewed.due(&self.host, &decision.desired, Instant::now()));
+        }
         let failed = self.apply(&plan).await;
         self.last.carried_out = failed.is_empty() && !self.host.is_stale();
         let long = plan.steps.len() > STEPS_FOLLOWED;
@@ -420,6 +426,7 @@ fn counted(step: &Step) -> (&'static str, &'static str) {
         Step::SetKey(_) | Step::SetListenPort(_) => ("device", "change"),
         Step::AddAddress(..) => ("address", "set"),
         Step::RemoveAddress(..) => ("address", "remove"),
+        Step::SetPeer(change) if change.renew => ("peer", "renew"),
         Step::SetPeer(change) if change.add => ("peer", "set"),
         Step::SetPeer(_) => ("peer", "change"),
         Step::RemovePeer(_) => ("peer", "remove"),

@@ -141,6 +141,9 @@ impl Cache {
 
     fn record_peer(&mut self, change: &PeerChange) {
         let key = change.public_key;
+        if change.renew {
+            self.record(&Step::RemovePeer(key));
+        }
         self.changed.insert(key);
         let nets = change.replace_allowed_ips.as_ref().unwrap_or(&change.add_allowed_ips);
         for net in nets {
@@ -219,6 +222,7 @@ mod tests {
             public_key: key(n),
             node: "".into(),
             add: true,
+            renew: false,
             endpoint: None,
             add_allowed_ips: BTreeSet::from([net.parse().unwrap()]),
             replace_allowed_ips: None,

@@ -18,9 +18,10 @@ mod table;
 use std::{
     collections::{BTreeMap, BTreeSet},
     io,
-    net::SocketAddr,
+    net::{IpAddr, SocketAddr},
     path::{Path, PathBuf},
     sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::Duration,
 };
 
 use thiserror::Error;
@@ -207,6 +208,16 @@ impl Nft {
     pub fn counters(&self) -> Result<Counters, NftError> {
         let found = self.kernel().tables.counters();
         found.map_err(|source| NftError::Kernel { what: "read the counters", source })
+    }
+
+    /// The addresses whose handshake initiations this node has not answered, and for how long; those of more than
+    /// [`wg_overlay_mesh::UNANSWERED`] begin anew.
+    ///
+    /// # Errors
+    /// The kernel refused to tell.
+    pub fn unanswered(&self) -> Result<BTreeMap<IpAddr, Duration>, NftError> {
+        let found = self.kernel().tables.unanswered();
+        found.map_err(|source| NftError::Kernel { what: "read the sets of handshakes", source })
     }
 }
 

@@ -126,6 +126,7 @@ fn each<T>(
 
 fn configs(change: &PeerChange) -> Vec<PeerConfigBuilder> {
     let key = library_key(&change.public_key);
+    let removed = change.renew.then(|| PeerConfigBuilder::new(&key).remove());
     let mut peer = PeerConfigBuilder::new(&key);
     if let Some(endpoint) = change.endpoint {
         peer = peer.set_endpoint(endpoint);
@@ -145,7 +146,7 @@ fn configs(change: &PeerChange) -> Vec<PeerConfigBuilder> {
     let mut parts = nets.chunks(ALLOWED_IPS);
     let first = peer.add_allowed_ips(parts.next().unwrap_or_default());
     let rest = parts.map(|part| PeerConfigBuilder::new(&key).add_allowed_ips(part));
-    std::iter::once(first).chain(rest).collect()
+    removed.into_iter().chain([first]).chain(rest).collect()
 }
 
 /// Adds what one entry of a dump says. A peer's later entries hold further allowed IPs and nothing else.
@@ -209,6 +210,7 @@ mod tests {
             public_key: PrivateKey::generate().public_key(),
             node: "node".into(),
             add: true,
+            renew: false,
             endpoint: None,
             add_allowed_ips: if replace { BTreeSet::new() } else { nets.clone() },
             replace_allowed_ips: replace.then_some(nets),

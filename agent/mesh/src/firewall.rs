@@ -4,11 +4,14 @@
 //! and nowhere else: a reader of `nft list table inet wg-overlay` finds each of them word by word.
 
 mod family;
+mod handshakes;
 
 use ipnet::IpNet;
 
 use self::family::Family;
 use crate::{BRIDGE, DEVICE, Firewall, TABLE};
+
+pub use self::handshakes::{UNANSWERED, UNANSWERED_SETS};
 
 /// The table of family `bridge`, as text for `nft -f`, in one transaction that replaces the one before: what a pod sends
 /// must come from its own link, MAC and addresses. The sets (`pods`, `pods4`, `pods6`) are empty; the plugin fills them.
@@ -17,16 +20,17 @@ use crate::{BRIDGE, DEVICE, Firewall, TABLE};
 pub const PORT_RULESET: &str = include_str!("firewall/ports.nft");
 
 /// The table of family `inet` as text for `nft -f`, in one transaction that replaces the one before; the endpoint sets
-/// (`endpoints4`, `endpoints6`) are empty.
+/// (`endpoints4`, `endpoints6`) are empty, and so are those of handshakes (`initiations_…`), which packets fill.
 ///
-/// The named counters (`pod_to_tunnel`, `spoofed_path`, `plaintext_in`, `plaintext_out`) are each declared on a line of
-/// their own, as `counter NAME { packets 0 bytes 0 }`.
+/// The named counters (`pod_to_tunnel`, `spoofed_path`, `handshakes_over_limit`, `plaintext_in`, `plaintext_out`) are each
+/// declared on a line of their own, as `counter NAME { packets 0 bytes 0 }`.
 pub fn ruleset(firewall: &Firewall) -> String {
     let families: Vec<Family> = [Family::v4(firewall), Family::v6(firewall)].into_iter().flatten().collect();
     let fail_closed = firewall.fail_closed && !families.is_empty();
     let mut sections = vec![counters(fail_closed)];
     sections.extend(sets(&families));
     sections.extend(tunnel_port(firewall));
+    sections.extend(handshakes::sections());
     sections.extend(raw(firewall, &families));
     sections.push(mss_clamp());
     sections.extend(source_nat(firewall, &families));
@@ -39,7 +43,7 @@ pub fn ruleset(firewall: &Firewall) -> String {
 
 fn counters(fail_closed: bool) -> String {
     let plaintext: &[&str] = if fail_closed { &["plaintext_in", "plaintext_out"] } else { &[] };
-    let names = [&["pod_to_tunnel", "spoofed_path"], plaintext].concat();
+    let names = [&["pod_to_tunnel", "spoofed_path", handshakes::COUNTER], plaintext].concat();
     names.iter().map(|name| format!("counter {name} {{ packets 0 bytes 0 }}\n")).collect()
 }
 
@@ -74,7 +78,7 @@ fn to_tunnel_port(when: &str) -> String {
 /// could take its place, and with it the replies.
 ///
 /// Each encrypted packet passes here, and is asked as little as can be: whether it came by one of our links or a pod's,
-/// and whether a pod's address is its source.
+/// whether a pod's address is its source, and whether it is a handshake.
 fn raw(firewall: &Firewall, families: &[Family]) -> [String; 3] {
     let port = firewall.listen_port;
     let mut prerouting = vec![
@@ -92,8 +96,10 @@ fn raw(firewall: &Firewall, families: &[Family]) -> [String; 3] {
         };
         prerouting.extend(families.iter().map(drop));
     }
-    prerouting.push(format!(r#"udp dport {port} fib daddr type local notrack comment "the tunnel, in""#));
-    let output = format!(r#"udp sport {port} notrack comment "the tunnel, out""#);
+    prerouting.push(format!(
+        r#"udp dport {port} fib daddr type local notrack goto tunnel_in comment "the tunnel, in""#
+    ));
+    let output = format!(r#"udp sport {port} notrack goto tunnel_out comment "the tunnel, out""#);
     [
         block("chain from_own_links", [to_tunnel_port("before DNAT")]),
         hook("raw_prerouting", "filter hook prerouting priority raw", prerouting),

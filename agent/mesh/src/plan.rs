@@ -179,6 +179,7 @@ fn untouched(public_key: PublicKey, peer: &DesiredPeer) -> PeerChange {
         public_key,
         node: peer.node.clone(),
         add: false,
+        renew: false,
         endpoint: None,
         add_allowed_ips: BTreeSet::new(),
         replace_allowed_ips: None,
@@ -187,7 +188,7 @@ fn untouched(public_key: PublicKey, peer: &DesiredPeer) -> PeerChange {
     }
 }
 
-fn new_peer(public_key: PublicKey, peer: &DesiredPeer) -> PeerChange {
+pub(crate) fn new_peer(public_key: PublicKey, peer: &DesiredPeer) -> PeerChange {
     PeerChange {
         add: true,
         endpoint: peer.endpoint.map(|(e, _)| e),

@@ -54,7 +54,11 @@ impl fmt::Display for Step {
 
 impl fmt::Display for PeerChange {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let verb = if self.add { "add" } else { "change" };
+        let verb = match self.add {
+            _ if self.renew => "renew",
+            true => "add",
+            false => "change",
+        };
         write!(f, "{verb} peer {} ({})", self.node, self.public_key.short())?;
         self.endpoint.map_or(Ok(()), |e| write!(f, ", endpoint {e}"))?;
         match &self.replace_allowed_ips {

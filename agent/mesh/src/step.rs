@@ -90,6 +90,8 @@ pub struct PeerChange {
     pub node: Arc<str>,
     /// Whether the peer is new.
     pub add: bool,
+    /// Whether it is removed first: with it go its session and the timestamp of its last handshake.
+    pub renew: bool,
     /// The endpoint to write.
     pub endpoint: Option<SocketAddr>,
     /// Allowed IPs to add; the kernel takes each from the peer that has it.

@@ -3,7 +3,7 @@
 use super::{
     elements::endpoints,
     host_chain, legacy,
-    nfnetlink::{counter, generation_id},
+    nfnetlink::{counter, each_element, generation_id, unanswered_since},
     program::objects,
     table::apart,
 };
@@ -36,6 +36,7 @@ pub fn nfnetlink(datagram: &[u8]) {
     for message in split(datagram) {
         counter(message.payload());
         generation_id(message.payload());
+        each_element(message.payload(), |key, element| drop(unanswered_since(key, element)));
         nftables_change(message);
     }
 }

@@ -6,11 +6,17 @@
 //! kept tells our own changes from others' in the events. The kernel answers while a request is being sent, so nothing here
 //! waits.
 
-use std::{collections::BTreeSet, ffi::CStr, io};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    ffi::CStr,
+    io,
+    net::IpAddr,
+    time::Duration,
+};
 
 use netlink_packet_core::{NLM_F_ACK, NLM_F_CREATE, NLM_F_DUMP, NLM_F_REQUEST, NetlinkBuffer, NlasIterator};
 use netlink_sys::{Socket, protocols::NETLINK_NETFILTER};
-use wg_overlay_mesh::TABLE;
+use wg_overlay_mesh::{TABLE, UNANSWERED, UNANSWERED_SETS};
 
 use super::{
     Counters,
@@ -90,24 +96,35 @@ impl Tables {
     pub(super) fn ports(&mut self) -> io::Result<Option<BTreeSet<Element>>> {
         let mut ports = BTreeSet::new();
         for set in PORT_SETS {
-            let of_the_set = |message: &mut Vec<u8>| {
-                nest(message, NFTA_SET_ELEM_LIST_TABLE, |out| out.extend(name(TABLE)));
-                nest(message, NFTA_SET_ELEM_LIST_SET, |out| out.extend(name(set)));
-            };
-            let take = |message: &NetlinkBuffer<&[u8]>| {
-                let list = attribute(message.payload(), NFTA_SET_ELEM_LIST_ELEMENTS).unwrap_or_default();
-                let keys = NlasIterator::new(list).map_while(Result::ok).filter_map(|element| {
-                    let key = nested(element.value(), NFTA_SET_ELEM_KEY)?;
-                    nested(key, NFTA_DATA_VALUE).map(<[u8]>::to_vec)
-                });
-                ports.extend(keys.map(|key| Element::port(set, key)));
-            };
-            match self.ask(NFT_MSG_GETSETELEM, NLM_F_DUMP, BRIDGE, of_the_set, take) {
+            match self.elements(BRIDGE, set, |key, _| ports.extend([Element::port(set, key.to_vec())])) {
                 Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
                 answer => answer?,
             }
         }
         Ok(Some(ports))
+    }
+
+    /// How long the elements of the sets of unanswered initiations have been there, by address; none where there is no table.
+    pub(super) fn unanswered(&mut self) -> io::Result<BTreeMap<IpAddr, Duration>> {
+        let mut unanswered = BTreeMap::new();
+        for set in UNANSWERED_SETS {
+            match self.elements(INET, set, |key, element| unanswered.extend(unanswered_since(key, element))) {
+                Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+                answer => answer?,
+            }
+        }
+        Ok(unanswered)
+    }
+
+    /// Hands over each element of a set: its key and its attributes.
+    fn elements(&mut self, family: u8, set: &str, mut take: impl FnMut(&[u8], &[u8])) -> io::Result<()> {
+        let of_the_set = |message: &mut Vec<u8>| {
+            nest(message, NFTA_SET_ELEM_LIST_TABLE, |out| out.extend(name(TABLE)));
+            nest(message, NFTA_SET_ELEM_LIST_SET, |out| out.extend(name(set)));
+        };
+        self.ask(NFT_MSG_GETSETELEM, NLM_F_DUMP, family, of_the_set, |message| {
+            each_element(message.payload(), &mut take)
+        })
     }
 
     /// Removes elements and adds others, and gives the number of transactions. What is to be removed must be there, what
@@ -224,6 +241,25 @@ pub(super) fn counter(payload: &[u8]) -> Option<(String, (u64, u64))> {
     Some((name.to_str().ok()?.to_owned(), value))
 }
 
+/// Hands over the key and the attributes of each element that the kernel tells of.
+pub(super) fn each_element(payload: &[u8], mut take: impl FnMut(&[u8], &[u8])) {
+    let list = attribute(payload, NFTA_SET_ELEM_LIST_ELEMENTS).unwrap_or_default();
+    for element in NlasIterator::new(list).map_while(Result::ok) {
+        let key = nested(element.value(), NFTA_SET_ELEM_KEY).and_then(|key| nested(key, NFTA_DATA_VALUE));
+        if let Some(key) = key {
+            take(key, element.value());
+        }
+    }
+}
+
+/// An element's address, and its age.
+pub(super) fn unanswered_since(key: &[u8], element: &[u8]) -> Option<(IpAddr, Duration)> {
+    let v4 = || <[u8; 4]>::try_from(key).map(IpAddr::from);
+    let address = <[u8; 16]>::try_from(key).map(IpAddr::from).or_else(|_| v4()).ok()?;
+    let left = u64::from_be_bytes(nested(element, NFTA_SET_ELEM_EXPIRATION)?.try_into().ok()?);
+    Some((address, UNANSWERED.saturating_sub(Duration::from_millis(left))))
+}
+
 fn elements(message: &mut Vec<u8>, set: &str, changes: &[Change<'_>]) {
     nest(message, NFTA_SET_ELEM_LIST_TABLE, |out| out.extend(name(TABLE)));
     nest(message, NFTA_SET_ELEM_LIST_SET, |out| out.extend(name(set)));
@@ -265,5 +301,7 @@ const NFTA_SET_ELEM_LIST_SET: u16 = 2;
 const NFTA_SET_ELEM_LIST_ELEMENTS: u16 = 3;
 const NFTA_LIST_ELEM: u16 = 1;
 const NFTA_SET_ELEM_KEY: u16 = 1;
+/// Milliseconds.
+const NFTA_SET_ELEM_EXPIRATION: u16 = 5;
 const NFTA_DATA_VALUE: u16 = 1;
 const NFTA_GEN_ID: u16 = 1;

@@ -103,8 +103,8 @@ impl Table {
     }
 }
 
-/// A table's objects without what changes by itself (the version of `nft` and the counters' values), and apart from them the
-/// elements that change without the table: those of the sets whose names begin with `filled`.
+/// A table's objects without what changes by itself (the version of `nft`, the counters' values, elements that packets bring
+/// and time takes), and apart from them the elements that change without the table: those of the sets whose names begin with `filled`.
 pub(super) fn apart(mut objects: Vec<Value>, filled: &str) -> Listing {
     objects.retain(|o| o.get("metainfo").is_none());
     let mut elements = Vec::new();
@@ -113,8 +113,11 @@ pub(super) fn apart(mut objects: Vec<Value>, filled: &str) -> Listing {
             counter.remove("packets");
             counter.remove("bytes");
         }
-        if let Some(Value::Object(set)) = object.get_mut("set")
-            && set.get("name").and_then(Value::as_str).is_some_and(|name| name.starts_with(filled))
+        let Some(Value::Object(set)) = object.get_mut("set") else { continue };
+        if set.contains_key("timeout") {
+            set.remove("elem");
+        }
+        if set.get("name").and_then(Value::as_str).is_some_and(|name| name.starts_with(filled))
             && let Some(Value::Array(of_set)) = set.remove("elem")
         {
             elements.extend(of_set);

@@ -248,6 +248,9 @@ fn set_peer(change: &PeerChange, state: &mut ObservedState) -> Result<(), String
     if state.device.as_ref().ok_or("ENODEV")?.public_key == Some(key) {
         return Err(format!("{change}: the device's own key"));
     }
+    if change.renew {
+        state.peers.remove(&key).ok_or_else(|| format!("{change}: there is none"))?;
+    }
     if change.add == state.peers.contains_key(&key) {
         return Err(format!("{change}: add says otherwise than the kernel"));
     }

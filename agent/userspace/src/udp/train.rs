@@ -16,6 +16,10 @@ pub(super) const MAX_SEGMENTS: usize = 64;
 /// Most bytes of one train: the largest UDP payload over IPv4.
 const MAX_BYTES: usize = 65_507;
 
+/// Bytes of a handshake initiation (WireGuard paper, section 5.4.2); data never has so many. Each goes alone: the
+/// node's rules count them by packets (agent/mesh/src/firewall/handshakes.rs), and a train passes them as one.
+const INITIATION: usize = 148;
+
 /// How many of the first packets make one train: same endpoint and size, the last may be shorter.
 /// At least 1 where there are packets.
 pub(super) fn length(packets: &[Outgoing]) -> usize {
@@ -26,12 +30,13 @@ pub(super) fn length(packets: &[Outgoing]) -> usize {
     let mut bytes = 0;
     let mut count = 0;
     for (packet, destination) in packets.iter().take(MAX_SEGMENTS) {
-        if destination != endpoint || packet.len() > size || bytes + packet.len() > MAX_BYTES {
+        let joins = count == 0 || packet.len() != INITIATION;
+        if !joins || destination != endpoint || packet.len() > size || bytes + packet.len() > MAX_BYTES {
             break;
         }
         bytes += packet.len();
         count += 1;
-        if packet.len() < size {
+        if packet.len() < size || size == INITIATION {
             break;
         }
     }
@@ -101,6 +106,7 @@ mod tests {
 
             prop_assert!((1..=MAX_SEGMENTS).contains(&count));
             prop_assert!(bytes <= MAX_BYTES);
+            prop_assert!(count == 1 || !sizes.contains(&INITIATION));
             prop_assert!(train.iter().all(|(_, to)| Some(to) == train.first().map(|(_, to)| to)));
             prop_assert!(sizes.iter().rev().skip(1).all(|size| Some(*size) == first));
             prop_assert!(last <= first);
@@ -110,6 +116,8 @@ mod tests {
                 prop_assert!(
                     count == MAX_SEGMENTS
                         || to != endpoint
+                        || next.len() == INITIATION
+                        || first == Some(INITIATION)
                         || Some(next.len()) > first
                         || last < first
                         || bytes + next.len() > MAX_BYTES
