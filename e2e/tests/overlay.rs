@@ -27,6 +27,8 @@ mod forwarding;
 mod guard_rules;
 #[path = "overlay/guards.rs"]
 mod guards;
+#[path = "overlay/handshakes.rs"]
+mod handshakes;
 #[path = "overlay/killed.rs"]
 mod killed;
 #[path = "overlay/killed_starts.rs"]
@@ -69,6 +71,7 @@ fn main() -> ExitCode {
         killed_steps::cases(),
         guards::cases(),
         guard_rules::cases(),
+        handshakes::cases(),
         forwarding::cases(),
         mtu::cases(),
         boot::cases(),

@@ -12,6 +12,7 @@ use wg_overlay_host::Nft;
 mod attached;
 mod chains;
 mod guards;
+mod handshakes;
 mod lab;
 mod netns;
 mod packets;
@@ -27,7 +28,15 @@ fn main() -> ExitCode {
         return observe();
     }
     let missing = missing();
-    let tests = [table::TESTS, packets::TESTS, guards::TESTS, chains::TESTS, ports::TESTS, port_sets::TESTS];
+    let tests = [
+        table::TESTS,
+        packets::TESTS,
+        guards::TESTS,
+        handshakes::TESTS,
+        chains::TESTS,
+        ports::TESTS,
+        port_sets::TESTS,
+    ];
     let trials = tests
         .into_iter()
         .flatten()

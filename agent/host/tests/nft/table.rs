@@ -178,7 +178,7 @@ fn counters_survive() {
     assert!(before["pod_to_tunnel"].0 >= 3, "{before:?}");
     assert_eq!(
         before.keys().collect::<Vec<_>>(),
-        ["plaintext_in", "plaintext_out", "pod_to_tunnel", "spoofed_path"]
+        ["handshakes_over_limit", "plaintext_in", "plaintext_out", "pod_to_tunnel", "spoofed_path"]
     );
     lab.set_firewall(&endpoints());
     assert_eq!(lab.nft(|nft| nft.counters().unwrap()), before);

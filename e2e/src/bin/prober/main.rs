@@ -2,10 +2,12 @@
 //! and answers orders (`report`, `reset`, `stop`, `targets ADDRESS…`) with one line of JSON each, on
 //! stdin or on a TCP port.
 
+mod initiation;
 mod probes;
 
 use std::io::{BufRead as _, BufReader};
 use std::net::{IpAddr, Ipv6Addr, SocketAddr, TcpListener, TcpStream, UdpSocket};
+use std::path::PathBuf;
 use std::time::Duration;
 
 use anyhow::{Context as _, Result};
@@ -57,6 +59,24 @@ enum Command {
         /// Its destination.
         #[arg(long)]
         to: SocketAddr,
+        /// It looks like a WireGuard handshake initiation, and is none.
+        #[arg(long)]
+        initiation: bool,
+    },
+    /// Sends a WireGuard handshake initiation with a node's key, as if the clock were ahead, until it is answered.
+    Initiate {
+        /// The file of the node's private key.
+        #[arg(long)]
+        key: PathBuf,
+        /// The public key of the peer.
+        #[arg(long)]
+        peer: String,
+        /// The peer's endpoint.
+        #[arg(long)]
+        to: SocketAddr,
+        /// Seconds.
+        #[arg(long)]
+        ahead: u64,
     },
 }
 
@@ -85,9 +105,23 @@ fn main() -> Result<()> {
             listener.incoming().try_for_each(|connection| connection.map(drop)).context("accept")
         }
         Command::Advertise { link } => advertise(link),
-        Command::Once { from, to } => {
+        Command::Once { from, to, initiation } => {
             let socket = UdpSocket::bind((from, 0)).with_context(|| format!("bind to {from}"))?;
-            socket.send_to(b"deliberate", to).with_context(|| format!("send to {to}")).map(drop)
+            let mut packet = if initiation { vec![0; 148] } else { b"deliberate".to_vec() };
+            if let Some(kind) = packet.first_mut().filter(|_| initiation) {
+                *kind = 1;
+            }
+            socket.send_to(&packet, to).with_context(|| format!("send to {to}")).map(drop)
+        }
+        Command::Initiate { key, peer, to, ahead } => {
+            let own = std::fs::read_to_string(&key).with_context(|| format!("read {}", key.display()))?;
+            let own = own
+                .lines()
+                .find_map(|line| line.strip_prefix("private-key "))
+                .context("no key in the file")?;
+            let socket = UdpSocket::bind((IpAddr::from([0, 0, 0, 0]), 0)).context("open a socket")?;
+            let (own, peer) = (initiation::key(own)?, initiation::key(&peer)?);
+            initiation::send(&socket, to, own, peer, Duration::from_secs(ahead))
         }
     }
 }
