@@ -102,6 +102,9 @@ pub struct GuardStatus {
     pub drops: std::collections::BTreeMap<String, u64>,
 }
 
+/// The drop that tells of no pod: handshakes of this node's own, over what an address gets that doesn't answer.
+pub const HANDSHAKES: &str = "handshakes_over_limit";
+
 /// The CNI plugin.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]

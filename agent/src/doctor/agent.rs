@@ -1,7 +1,7 @@
 //! What the agent says of itself and its peers.
 
 use super::{Facts, Outcome, fail, need, ok, warn};
-use crate::status::{PeerState, State, Status};
+use crate::status::{HANDSHAKES, PeerState, State, Status};
 
 type Found = Result<Outcome, Outcome>;
 
@@ -74,7 +74,7 @@ pub(super) fn fail_closed(facts: &Facts) -> Found {
 
 pub(super) fn plaintext_drops(facts: &Facts) -> Found {
     let status = need(&facts.agent)?;
-    let counted = status.guard.drops.iter().filter(|(_, n)| **n > 0);
+    let counted = status.guard.drops.iter().filter(|(reason, n)| **n > 0 && *reason != HANDSHAKES);
     let counted: Vec<_> = counted.map(|(reason, n)| format!("{reason} {n}")).collect();
     Ok(if counted.is_empty() {
         ok("none")

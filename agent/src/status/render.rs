@@ -2,7 +2,7 @@
 
 use std::fmt::Write;
 
-use super::{PeerState, State, Status};
+use super::{HANDSHAKES, PeerState, State, Status};
 
 /// The status as text: a head, a table of the other nodes, and what needs a person's eye.
 pub fn render(status: &Status) -> String {
@@ -34,14 +34,20 @@ fn head(s: &Status, out: &mut String) -> std::fmt::Result {
         None => format!("{} {}", p.cidr, p.used),
     });
     writeln!(out, "Pods    {}", or_none(ranges.collect::<Vec<_>>().join("   ")))?;
+    let of_pods = s.guard.drops.iter().filter(|(reason, _)| *reason != HANDSHAKES);
     let (spoofed, plaintext): (Vec<_>, Vec<_>) =
-        s.guard.drops.iter().partition(|(reason, _)| reason.starts_with("spoofed_"));
+        of_pods.partition(|(reason, _)| reason.starts_with("spoofed_"));
     let sum = |drops: Vec<(&String, &u64)>| drops.into_iter().map(|(_, n)| n).sum::<u64>();
     let (plaintext, spoofed) = (sum(plaintext), sum(spoofed));
     let guard =
         if s.guard.fail_closed { "fail closed" } else { "FAIL OPEN: pod packets may leave unencrypted" };
     let prefixes = s.guard.prefixes.join(" ");
-    writeln!(out, "Guard   {guard} {prefixes}    plaintext drops {plaintext}   spoofed drops {spoofed}")?;
+    let handshakes = s.guard.drops.get(HANDSHAKES).copied().filter(|n| *n > 0);
+    let handshakes = handshakes.map(|n| format!("   handshakes over limit {n}")).unwrap_or_default();
+    writeln!(
+        out,
+        "Guard   {guard} {prefixes}    plaintext drops {plaintext}   spoofed drops {spoofed}{handshakes}"
+    )?;
     let ready = if s.cni.ready { "ready" } else { "not ready: pods wait" };
     let chained = s.cni.chained.iter().map(|name| format!("   {name} yes"));
     let missing = s.cni.missing.iter().map(|name| format!("   {name} missing"));
@@ -220,7 +226,13 @@ mod tests {
             PodRange { cidr: "fd00:244:0:1::/64".into(), used: 37, capacity: None },
         ];
         status.guard.prefixes = vec!["10.244.0.0/16".into(), "fd00:244::/56".into()];
-        let drops = [("plaintext_in", 1), ("pod_to_tunnel", 2), ("spoofed_mac", 3), ("spoofed_source", 4)];
+        let drops = [
+            ("plaintext_in", 1),
+            ("pod_to_tunnel", 2),
+            ("spoofed_mac", 3),
+            ("spoofed_source", 4),
+            (HANDSHAKES, 5),
+        ];
         status.guard.drops = drops.map(|(reason, n)| (reason.to_owned(), n)).into();
         status.cni =
             CniStatus { ready: true, chained: vec!["portmap".into()], missing: vec!["bandwidth".into()] };
@@ -239,7 +251,7 @@ mod tests {
 Node    worker-1   Degraded: 1 peer down, 1 refused   wg-overlay 0.1.0
 Device  wgo0 kernel  udp 51820  MTU 1420 (eth0 1500)  key Xk3a…9Qc=
 Pods    10.244.1.0/24 37 of 253   fd00:244:0:1::/64 37
-Guard   fail closed 10.244.0.0/16 fd00:244::/56    plaintext drops 3   spoofed drops 7
+Guard   fail closed 10.244.0.0/16 fd00:244::/56    plaintext drops 3   spoofed drops 7   handshakes over limit 5
 CNI     ready   portmap yes   bandwidth missing
 
 NODE      STATE    ENDPOINT                  ALLOWED IPS       HANDSHAKE  RX      TX

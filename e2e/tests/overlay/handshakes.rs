@@ -96,10 +96,11 @@ fn third_party() -> Result<()> {
             "table inet third {{
                 counter got {{ }}
                 chain input {{ type filter hook input priority 0; policy accept;
-                    ip daddr {THIRD} @th,64,32 0x01000000 counter name got
+                    ip saddr 172.30.0.11 ip daddr {THIRD} @th,64,32 0x01000000 counter name got
                 }}
             }}"
         ))?;
+        // n2 sends as many: the bound is a node's.
         let start = Instant::now();
         claim(lab, THIRD)?;
         await_peers(sender, 1 + CLAIMS.len())?;
