@@ -75,13 +75,12 @@ pub(crate) fn add(
     let made = guarded.and_then(|()| Ok(host.request(vec![link.create(&bridge, &netns)])?));
     let is_made = made.is_ok();
     let done = made.and_then(|_| {
-        let ours = find(&mut host, &link.host_name)?;
-        host.request(vec![link.set_up_port(&ours, ipv6)])?;
+        host.request(vec![link.set_up_port(ipv6)])?;
         sysctl::prepare_pod_link(link.pod_name, ipv4, ipv6)?;
         let theirs = find(&mut pod, link.pod_name)?;
         pod.request(link::configure_pod(&theirs, &networks))?;
         await_forwarding(&mut host, &link.host_name)?;
-        host.request(vec![link.mark(&ours, pod_link_alias(holder))])?;
+        host.request(vec![link.mark(pod_link_alias(holder))])?;
         let sandbox = || Some(netns_path.display().to_string());
         let interfaces = [
             Interface { name: BRIDGE, mac: &bridge.mac, mtu: bridge.mtu, sandbox: None },

@@ -22,6 +22,8 @@ use crate::{
 
 /// Loopback is the first link of every network namespace.
 const LOOPBACK_INDEX: u32 = 1;
+/// A link whose name is given instead of its index.
+const BY_NAME: u32 = 0;
 
 /// What a link is made of.
 pub(crate) struct PodLink<'a> {
@@ -34,8 +36,10 @@ pub(crate) struct PodLink<'a> {
 
 impl PodLink<'_> {
     /// Both ends in one request, the pod's directly in its namespace. Both are down: the kernel can't set up the peer
-    /// here, and the host's end gets its settings first.
+    /// here, and the host's end gets its settings first. The kernel would make queues for every processor, and then use one
+    /// (`veth_init_queues` of drivers/net/veth.c).
     pub(crate) fn create(&self, bridge: &Link, netns: &Netns) -> Request {
+        let one_queue = || [LinkAttribute::NumTxQueues(1), LinkAttribute::NumRxQueues(1)];
         let mut peer = LinkMessage::default();
         peer.attributes = vec![
             LinkAttribute::IfName(self.pod_name.to_owned()),
@@ -43,6 +47,7 @@ impl PodLink<'_> {
             LinkAttribute::Address(self.pod_mac.to_vec()),
             LinkAttribute::NetNsFd(netns.as_raw_fd()),
         ];
+        peer.attributes.extend(one_queue());
         let mut host = LinkMessage::default();
         host.attributes = vec![
             LinkAttribute::IfName(self.host_name.clone()),
@@ -54,6 +59,7 @@ impl PodLink<'_> {
                 LinkInfo::Data(InfoData::Veth(InfoVeth::Peer(peer))),
             ]),
         ];
+        host.attributes.extend(one_queue());
         Request {
             what: format!(
                 "make the link {} on {} with {} in {}",
@@ -69,12 +75,15 @@ impl PodLink<'_> {
 
     /// The host's end as a port: hairpin, so that a pod reaches itself through a Service. Where pods have IPv6, without
     /// an address of its own (elsewhere the kernel may have no IPv6 to set on the link).
-    pub(crate) fn set_up_port(&self, link: &Link, ipv6: bool) -> Request {
-        let mut message = up(link.index);
-        message.attributes = vec![LinkAttribute::LinkInfo(vec![
-            LinkInfo::PortKind(InfoPortKind::Bridge),
-            LinkInfo::PortData(InfoPortData::BridgePort(vec![InfoBridgePort::HairpinMode(true)])),
-        ])];
+    pub(crate) fn set_up_port(&self, ipv6: bool) -> Request {
+        let mut message = up(BY_NAME);
+        message.attributes = vec![
+            LinkAttribute::IfName(self.host_name.clone()),
+            LinkAttribute::LinkInfo(vec![
+                LinkInfo::PortKind(InfoPortKind::Bridge),
+                LinkInfo::PortData(InfoPortData::BridgePort(vec![InfoBridgePort::HairpinMode(true)])),
+            ]),
+        ];
         if ipv6 {
             let no_address = AfSpecUnspec::Inet6(vec![AfSpecInet6::AddrGenMode(In6AddrGenMode::None)]);
             message.attributes.push(LinkAttribute::AfSpecUnspec(vec![no_address]));
@@ -87,10 +96,10 @@ impl PodLink<'_> {
     }
 
     /// The mark that the link is complete.
-    pub(crate) fn mark(&self, link: &Link, alias: String) -> Request {
+    pub(crate) fn mark(&self, alias: String) -> Request {
         let mut message = LinkMessage::default();
-        message.header.index = link.index;
-        message.attributes = vec![LinkAttribute::IfAlias(alias)];
+        message.attributes =
+            vec![LinkAttribute::IfName(self.host_name.clone()), LinkAttribute::IfAlias(alias)];
         Request {
             what: format!("mark {}", self.host_name),
             message: RouteNetlinkMessage::SetLink(message),
