@@ -228,9 +228,8 @@ impl Kernel {
             .tables
             .change(remove, add)
             .map_err(|source| NftError::Kernel { what: "change the sets' elements", source })?;
-        // more than ours: somebody else has changed something since
-        let expected = before.map(|before| before.wrapping_add(transactions));
-        self.read_at = self.tables.generation().ok().filter(|now| Some(*now) == expected);
+        // somebody else's are not in it, and then the next look finds another generation
+        self.read_at = before.map(|before| before.wrapping_add(transactions));
         Ok(())
     }
 }
