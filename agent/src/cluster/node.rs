@@ -158,7 +158,10 @@ const INIT_MARK: &str = "k8s.io/initial-events-end";
 
 impl From<Wire> for SlimNode {
     fn from(wire: Wire) -> Self {
-        let RelevantAnnotations(annotations, marked) = wire.metadata.annotations;
+        let (annotations, mark) = match wire.metadata.annotations {
+            RelevantAnnotations(mark, true) => (BTreeMap::new(), Some(mark)),
+            RelevantAnnotations(annotations, false) => (annotations, None),
+        };
         let addresses = |kind: &str| {
             let of_kind = wire.status.addresses.iter().filter(|a| a.kind == kind);
             of_kind.map(|a| a.address.clone()).collect()
@@ -173,14 +176,14 @@ impl From<Wire> for SlimNode {
                 created: wire.metadata.creation_timestamp.map_or(i64::MAX, |t| t.0.as_second()),
                 internal_ips: addresses("InternalIP"),
                 external_ips: addresses("ExternalIP"),
-                annotations: if marked { BTreeMap::new() } else { annotations.clone() },
+                annotations,
                 pod_cidrs,
             },
             metadata: ObjectMeta {
                 name: wire.metadata.name,
                 uid: wire.metadata.uid,
                 resource_version: wire.metadata.resource_version,
-                annotations: marked.then_some(annotations),
+                annotations: mark,
                 ..ObjectMeta::default()
             },
         }

@@ -46,7 +46,8 @@ pub async fn run(config: Config) -> anyhow::Result<ExitCode> {
     });
     let identity_problem = identity.problem;
     let parts = Parts { config, client, nodes, host, resolver, local, identity_problem };
-    Reconciler::new(parts).run(asked, stopped()?).await?;
+    // a task: what wakes it is on its thread, and need not go through the kernel
+    tokio::spawn(Reconciler::new(parts).run(asked, stopped()?)).await??;
     info!("stopping; the kernel stays as it is");
     Ok(ExitCode::SUCCESS)
 }
