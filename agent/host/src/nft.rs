@@ -4,6 +4,7 @@
 //! program, whose answers are JSON (libnftables-json(5)). It stands apart from the netlink modules because rules are
 //! text: a person reads the same words in `nft list table inet wg-overlay`.
 
+mod answer;
 mod elements;
 #[cfg(fuzzing)]
 pub(crate) mod fuzzing;

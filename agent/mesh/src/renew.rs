@@ -6,9 +6,12 @@
 
 use std::{collections::BTreeMap, net::IpAddr, time::Duration};
 
-use crate::{DesiredState, ObservedState, PeerChange, Step, plan::FRESH_HANDSHAKE, plan::new_peer};
+use crate::{
+    DesiredState, ObservedState, PeerChange, Step,
+    plan::{FRESH_HANDSHAKE, new_peer},
+};
 
-/// A peer that is reached by bad luck only gets its answer within this.
+/// Twelve tries (REKEY_TIMEOUT, 5 s): a path that loses some lets one through.
 const PATIENCE: Duration = Duration::from_secs(60);
 
 /// One step for each peer that is to be removed and added again, with all it should have: it has no session, and

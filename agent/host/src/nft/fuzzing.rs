@@ -1,9 +1,9 @@
 //! The readers of `nft`'s, iptables' and nfnetlink's answers, without the kernel.
 
 use super::{
+    answer::{counter, each_element, generation_id, unanswered_since},
     elements::endpoints,
     host_chain, legacy,
-    nfnetlink::{counter, each_element, generation_id, unanswered_since},
     program::objects,
     table::apart,
 };
@@ -36,7 +36,9 @@ pub fn nfnetlink(datagram: &[u8]) {
     for message in split(datagram) {
         counter(message.payload());
         generation_id(message.payload());
-        each_element(message.payload(), |key, element| drop(unanswered_since(key, element)));
+        each_element(message.payload(), |key, element| {
+            unanswered_since(key, element);
+        });
         nftables_change(message);
     }
 }

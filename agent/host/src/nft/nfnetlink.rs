@@ -8,25 +8,22 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
-    ffi::CStr,
     io,
     net::IpAddr,
     time::Duration,
 };
 
-use netlink_packet_core::{NLM_F_ACK, NLM_F_CREATE, NLM_F_DUMP, NLM_F_REQUEST, NetlinkBuffer, NlasIterator};
+use netlink_packet_core::{NLM_F_ACK, NLM_F_CREATE, NLM_F_DUMP, NLM_F_REQUEST, NetlinkBuffer};
 use netlink_sys::{Socket, protocols::NETLINK_NETFILTER};
-use wg_overlay_mesh::{TABLE, UNANSWERED, UNANSWERED_SETS};
+use wg_overlay_mesh::{TABLE, UNANSWERED_SETS};
 
 use super::{
     Counters,
+    answer::{counter, each_element, generation_id, unanswered_since},
     elements::{BRIDGE, Element, INET, PORT_SETS},
     message::{NLA_F_NESTED, name, nest, put},
 };
-use crate::{
-    events::{attribute, nested},
-    netlink::{ANSWER, split},
-};
+use crate::netlink::{ANSWER, split};
 
 /// The tables of a network namespace.
 #[derive(Debug)]
@@ -228,38 +225,6 @@ impl Tables {
     }
 }
 
-pub(super) fn generation_id(payload: &[u8]) -> Option<u32> {
-    attribute(payload, NFTA_GEN_ID)?.try_into().ok().map(u32::from_be_bytes)
-}
-
-/// The name and value of a counter that the kernel tells of.
-pub(super) fn counter(payload: &[u8]) -> Option<(String, (u64, u64))> {
-    let name = CStr::from_bytes_with_nul(attribute(payload, NFTA_OBJ_NAME)?).ok()?;
-    let data = attribute(payload, NFTA_OBJ_DATA)?;
-    let number = |kind| Some(u64::from_be_bytes(nested(data, kind)?.try_into().ok()?));
-    let value = (number(NFTA_COUNTER_PACKETS)?, number(NFTA_COUNTER_BYTES)?);
-    Some((name.to_str().ok()?.to_owned(), value))
-}
-
-/// Hands over the key and the attributes of each element that the kernel tells of.
-pub(super) fn each_element(payload: &[u8], mut take: impl FnMut(&[u8], &[u8])) {
-    let list = attribute(payload, NFTA_SET_ELEM_LIST_ELEMENTS).unwrap_or_default();
-    for element in NlasIterator::new(list).map_while(Result::ok) {
-        let key = nested(element.value(), NFTA_SET_ELEM_KEY).and_then(|key| nested(key, NFTA_DATA_VALUE));
-        if let Some(key) = key {
-            take(key, element.value());
-        }
-    }
-}
-
-/// An element's address, and its age.
-pub(super) fn unanswered_since(key: &[u8], element: &[u8]) -> Option<(IpAddr, Duration)> {
-    let v4 = || <[u8; 4]>::try_from(key).map(IpAddr::from);
-    let address = <[u8; 16]>::try_from(key).map(IpAddr::from).or_else(|_| v4()).ok()?;
-    let left = u64::from_be_bytes(nested(element, NFTA_SET_ELEM_EXPIRATION)?.try_into().ok()?);
-    Some((address, UNANSWERED.saturating_sub(Duration::from_millis(left))))
-}
-
 fn elements(message: &mut Vec<u8>, set: &str, changes: &[Change<'_>]) {
     nest(message, NFTA_SET_ELEM_LIST_TABLE, |out| out.extend(name(TABLE)));
     nest(message, NFTA_SET_ELEM_LIST_SET, |out| out.extend(name(set)));
@@ -291,17 +256,10 @@ const NFT_MSG_GETGEN: u16 = NFNL_SUBSYS_NFTABLES << 8 | 16;
 const NFT_MSG_GETOBJ: u16 = NFNL_SUBSYS_NFTABLES << 8 | 19;
 const NFT_OBJECT_COUNTER: u32 = 1;
 const NFTA_OBJ_TABLE: u16 = 1;
-const NFTA_OBJ_NAME: u16 = 2;
 const NFTA_OBJ_TYPE: u16 = 3;
-const NFTA_OBJ_DATA: u16 = 4;
-const NFTA_COUNTER_BYTES: u16 = 1;
-const NFTA_COUNTER_PACKETS: u16 = 2;
 const NFTA_SET_ELEM_LIST_TABLE: u16 = 1;
 const NFTA_SET_ELEM_LIST_SET: u16 = 2;
-const NFTA_SET_ELEM_LIST_ELEMENTS: u16 = 3;
+pub(super) const NFTA_SET_ELEM_LIST_ELEMENTS: u16 = 3;
 const NFTA_LIST_ELEM: u16 = 1;
-const NFTA_SET_ELEM_KEY: u16 = 1;
-/// Milliseconds.
-const NFTA_SET_ELEM_EXPIRATION: u16 = 5;
-const NFTA_DATA_VALUE: u16 = 1;
-const NFTA_GEN_ID: u16 = 1;
+pub(super) const NFTA_SET_ELEM_KEY: u16 = 1;
+pub(super) const NFTA_DATA_VALUE: u16 = 1;
