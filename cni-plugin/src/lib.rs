@@ -13,6 +13,7 @@ pub mod fuzzing;
 mod names;
 mod netlink;
 mod network;
+pub mod nfnetlink;
 pub mod plugin;
 mod ports;
 

@@ -10,7 +10,6 @@ mod elements;
 pub(crate) mod fuzzing;
 mod host_chain;
 mod legacy;
-mod message;
 mod nfnetlink;
 mod ports;
 mod program;

@@ -3,9 +3,9 @@
 use std::{ffi::CStr, net::IpAddr, time::Duration};
 
 use netlink_packet_core::NlasIterator;
+use wg_overlay_cni::nfnetlink::{DATA_VALUE, SET_ELEM_KEY, SET_ELEM_LIST_ELEMENTS};
 use wg_overlay_mesh::UNANSWERED;
 
-use super::nfnetlink::{NFTA_DATA_VALUE, NFTA_SET_ELEM_KEY, NFTA_SET_ELEM_LIST_ELEMENTS};
 use crate::events::{attribute, nested};
 
 /// How many transactions there have been.
@@ -24,9 +24,9 @@ pub(super) fn counter(payload: &[u8]) -> Option<(String, (u64, u64))> {
 
 /// Hands over the key and the attributes of each element that the kernel tells of.
 pub(super) fn each_element(payload: &[u8], mut take: impl FnMut(&[u8], &[u8])) {
-    let list = attribute(payload, NFTA_SET_ELEM_LIST_ELEMENTS).unwrap_or_default();
+    let list = attribute(payload, SET_ELEM_LIST_ELEMENTS).unwrap_or_default();
     for element in NlasIterator::new(list).map_while(Result::ok) {
-        let key = nested(element.value(), NFTA_SET_ELEM_KEY).and_then(|key| nested(key, NFTA_DATA_VALUE));
+        let key = nested(element.value(), SET_ELEM_KEY).and_then(|key| nested(key, DATA_VALUE));
         if let Some(key) = key {
             take(key, element.value());
         }

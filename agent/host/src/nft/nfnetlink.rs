@@ -13,15 +13,17 @@ use std::{
     time::Duration,
 };
 
-use netlink_packet_core::{NLM_F_ACK, NLM_F_CREATE, NLM_F_DUMP, NLM_F_REQUEST, NetlinkBuffer};
+use netlink_packet_core::{NLM_F_ACK, NLM_F_CREATE, NLM_F_DUMP, NetlinkBuffer};
 use netlink_sys::{Socket, protocols::NETLINK_NETFILTER};
+use wg_overlay_cni::nfnetlink::{
+    self, BATCH_BEGIN, BATCH_END, GET_ELEMENTS, NEW_ELEMENTS, NFTABLES, attribute, name,
+};
 use wg_overlay_mesh::{TABLE, UNANSWERED_SETS};
 
 use super::{
     Counters,
     answer::{counter, each_element, generation_id, unanswered_since},
     elements::{BRIDGE, Element, INET, PORT_SETS},
-    message::{NLA_F_NESTED, name, nest, put},
 };
 use crate::netlink::{ANSWER, split};
 
@@ -77,8 +79,8 @@ impl Tables {
 
     fn counters_of(&mut self, family: u8) -> io::Result<Counters> {
         let of_the_table = |message: &mut Vec<u8>| {
-            nest(message, NFTA_OBJ_TABLE, |table| table.extend(name(TABLE)));
-            nest(message, NFTA_OBJ_TYPE, |kind| kind.extend(NFT_OBJECT_COUNTER.to_be_bytes()));
+            attribute(message, NFTA_OBJ_TABLE, |table| name(table, TABLE));
+            attribute(message, NFTA_OBJ_TYPE, |kind| kind.extend(NFT_OBJECT_COUNTER.to_be_bytes()));
         };
         let (mut counters, mut done) = (Counters::new(), false);
         let take = |message: &NetlinkBuffer<&[u8]>| {
@@ -115,11 +117,8 @@ impl Tables {
 
     /// Hands over each element of a set: its key and its attributes.
     fn elements(&mut self, family: u8, set: &str, mut take: impl FnMut(&[u8], &[u8])) -> io::Result<()> {
-        let of_the_set = |message: &mut Vec<u8>| {
-            nest(message, NFTA_SET_ELEM_LIST_TABLE, |out| out.extend(name(TABLE)));
-            nest(message, NFTA_SET_ELEM_LIST_SET, |out| out.extend(name(set)));
-        };
-        self.ask(NFT_MSG_GETSETELEM, NLM_F_DUMP, family, of_the_set, |message| {
+        let of_the_set = |message: &mut Vec<u8>| nfnetlink::set(message, set);
+        self.ask(GET_ELEMENTS, NLM_F_DUMP, family, of_the_set, |message| {
             each_element(message.payload(), &mut take)
         })
     }
@@ -143,18 +142,21 @@ impl Tables {
     fn transaction(&mut self, changes: &[Change<'_>]) -> io::Result<()> {
         let first = self.sequence.wrapping_add(1);
         let mut datagram = Vec::new();
-        self.message(&mut datagram, NFNL_MSG_BATCH_BEGIN, 0, (0, NFNL_SUBSYS_NFTABLES), |_| {});
+        self.message(&mut datagram, BATCH_BEGIN, 0, (0, NFTABLES), |_| {});
         // elements are sorted: one set, then the other
         for run in changes.chunk_by(|a, b| a.0 == b.0 && a.1.set == b.1.set) {
             let Some((verb, Element { family, set, .. })) = run.first() else { continue };
             let (kind, flags) = match verb {
-                Verb::Add => (NFT_MSG_NEWSETELEM, NLM_F_CREATE | NLM_F_ACK),
+                Verb::Add => (NEW_ELEMENTS, NLM_F_CREATE | NLM_F_ACK),
                 Verb::Delete => (NFT_MSG_DELSETELEM, NLM_F_ACK),
             };
-            self.message(&mut datagram, kind, flags, (*family, 0), |message| elements(message, set, run));
+            self.message(&mut datagram, kind, flags, (*family, 0), |message| {
+                nfnetlink::set(message, set);
+                nfnetlink::elements(message, run.iter().map(|(_, element)| &element.key));
+            });
         }
         let last = self.sequence;
-        self.message(&mut datagram, NFNL_MSG_BATCH_END, 0, (0, NFNL_SUBSYS_NFTABLES), |_| {});
+        self.message(&mut datagram, BATCH_END, 0, (0, NFTABLES), |_| {});
         self.socket.send(&datagram, 0)?;
         let mut done = false;
         self.answers(first, |message| done |= message.sequence_number() == last)?;
@@ -177,27 +179,17 @@ impl Tables {
         self.answers(first, take)
     }
 
-    /// Appends a message with the header of all nfnetlink messages: family, version 0, resource.
+    /// Appends a message with the next number.
     fn message(
         &mut self,
         datagram: &mut Vec<u8>,
         kind: u16,
         flags: u16,
-        (family, resource): (u8, u16),
+        about: (u8, u16),
         body: impl FnOnce(&mut Vec<u8>),
     ) {
         self.sequence = self.sequence.wrapping_add(1);
-        let start = datagram.len();
-        datagram.extend([0; 4]);
-        datagram.extend(kind.to_ne_bytes());
-        datagram.extend((NLM_F_REQUEST | flags).to_ne_bytes());
-        datagram.extend(self.sequence.to_ne_bytes());
-        datagram.extend([0; 4]);
-        datagram.extend([family, 0]);
-        datagram.extend(resource.to_be_bytes());
-        body(datagram);
-        let length = u32::try_from(datagram.len() - start).unwrap_or(u32::MAX);
-        put(datagram, start, &length.to_ne_bytes());
+        nfnetlink::message(datagram, kind, flags, self.sequence, about, body);
     }
 
     /// Reads what the kernel has answered to the requests from `first` on; the first refusal is the error.
@@ -225,41 +217,15 @@ impl Tables {
     }
 }
 
-fn elements(message: &mut Vec<u8>, set: &str, changes: &[Change<'_>]) {
-    nest(message, NFTA_SET_ELEM_LIST_TABLE, |out| out.extend(name(TABLE)));
-    nest(message, NFTA_SET_ELEM_LIST_SET, |out| out.extend(name(set)));
-    nest(message, NFTA_SET_ELEM_LIST_ELEMENTS | NLA_F_NESTED, |list| {
-        for (_, Element { key, .. }) in changes {
-            nest(list, NFTA_LIST_ELEM | NLA_F_NESTED, |element| {
-                nest(element, NFTA_SET_ELEM_KEY | NLA_F_NESTED, |out| {
-                    nest(out, NFTA_DATA_VALUE, |value| value.extend(key));
-                });
-            });
-        }
-    });
-}
-
 fn no_answer() -> io::Error {
     io::Error::new(io::ErrorKind::TimedOut, "the kernel gave no answer")
 }
 
 const NLMSG_ERROR: u16 = 2;
 const NLMSG_DONE: u16 = 3;
-/// include/uapi/linux/netfilter/nfnetlink.h
-const NFNL_MSG_BATCH_BEGIN: u16 = 0x10;
-const NFNL_MSG_BATCH_END: u16 = 0x11;
-const NFNL_SUBSYS_NFTABLES: u16 = 10;
-const NFT_MSG_NEWSETELEM: u16 = NFNL_SUBSYS_NFTABLES << 8 | 12;
-const NFT_MSG_GETSETELEM: u16 = NFNL_SUBSYS_NFTABLES << 8 | 13;
-const NFT_MSG_DELSETELEM: u16 = NFNL_SUBSYS_NFTABLES << 8 | 14;
-const NFT_MSG_GETGEN: u16 = NFNL_SUBSYS_NFTABLES << 8 | 16;
-const NFT_MSG_GETOBJ: u16 = NFNL_SUBSYS_NFTABLES << 8 | 19;
+const NFT_MSG_DELSETELEM: u16 = NFTABLES << 8 | 14;
+const NFT_MSG_GETGEN: u16 = NFTABLES << 8 | 16;
+const NFT_MSG_GETOBJ: u16 = NFTABLES << 8 | 19;
 const NFT_OBJECT_COUNTER: u32 = 1;
 const NFTA_OBJ_TABLE: u16 = 1;
 const NFTA_OBJ_TYPE: u16 = 3;
-const NFTA_SET_ELEM_LIST_TABLE: u16 = 1;
-const NFTA_SET_ELEM_LIST_SET: u16 = 2;
-pub(super) const NFTA_SET_ELEM_LIST_ELEMENTS: u16 = 3;
-const NFTA_LIST_ELEM: u16 = 1;
-pub(super) const NFTA_SET_ELEM_KEY: u16 = 1;
-pub(super) const NFTA_DATA_VALUE: u16 = 1;
