@@ -5,6 +5,7 @@ mod cleanup;
 mod device;
 mod doctor;
 mod plan;
+mod rotate_key;
 mod status;
 
 use std::{collections::BTreeMap, ffi::OsString, path::PathBuf, process::ExitCode};
@@ -41,6 +42,11 @@ enum Subcommands {
     Doctor(doctor::DoctorArgs),
     /// Show what the agent would change in the kernel, and change nothing.
     Plan(PlanArgs),
+    /// Change this node's WireGuard key without losing a packet, and wait until it has changed.
+    ///
+    /// It takes seconds, and a minute more where a node is down. The UDP port beside listenPort must be open between the
+    /// nodes. Exit status: 0 it has changed, 1 it has not, 2 the agent does not answer.
+    RotateKey(rotate_key::RotateKeyArgs),
     /// Remove everything from this node that wg-overlay made: links, routes, rules, CNI files, annotations.
     ///
     /// Stop the agent and drain the node first. The private key goes too: a node that comes back makes a new one.
@@ -61,6 +67,7 @@ impl Cli {
             Subcommands::Status(args) => status::run(args).await,
             Subcommands::Doctor(args) => doctor::run(args).await,
             Subcommands::Plan(args) => plan::run(args.config.load()?, args.output).await,
+            Subcommands::RotateKey(args) => rotate_key::run(args).await,
             Subcommands::Cleanup(args) => cleanup::run(args).await,
             Subcommands::Version => {
                 println!("wg-overlay {}", env!("CARGO_PKG_VERSION"));

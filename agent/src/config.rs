@@ -67,6 +67,8 @@ pub struct Config {
     pub peer_metrics: Option<bool>,
     /// `resyncInterval`.
     pub resync_interval: Duration,
+    /// `keyRotationInterval`; `None` is never.
+    pub key_rotation_interval: Option<Duration>,
     /// `legacyAnnotations`.
     pub legacy_annotations: bool,
 }

@@ -10,6 +10,7 @@ mod logging;
 mod metrics;
 mod reconciler;
 mod resolver;
+mod rotation;
 mod server;
 mod status;
 

@@ -4,6 +4,7 @@
 //! boot's mark, Events, and an answer for whoever asks. All state that decisions need is in here; the rest asks.
 
 mod inputs;
+mod keys;
 mod outputs;
 mod pace;
 mod renewed;
@@ -31,8 +32,10 @@ use wg_overlay_mesh::{Changes, Local, LocalProblem, Mesh, Plan, Step, Touched, p
 use crate::{
     cluster::{ClusterNetworks, Nodes, Publisher, Reporter, chain, learn_networks, look_for_policies},
     config::Config,
+    identity::Identity,
     metrics::Counters,
     resolver::Resolver,
+    rotation::Rotator,
     server::Question,
     status::{CniStatus, PeerTracker, State},
 };
@@ -65,6 +68,7 @@ pub struct Reconciler {
     networks: Arc<OnceLock<ClusterNetworks>>,
     policies: Arc<AtomicBool>,
     local: Local,
+    rotator: Rotator,
     mesh: Mesh,
     tracker: PeerTracker,
     counters: Counters,
@@ -85,6 +89,8 @@ struct Last {
     reported: outputs::Reported,
     renewed: Renewed,
     retry: Option<Retry>,
+    /// When to look at the sessions of a rotation again.
+    look_at: Option<Deadline>,
     /// Whether the user-space device was asked for in vain.
     lacks_device: bool,
     /// The node's own addresses on the underlay.
@@ -120,8 +126,8 @@ pub struct Parts {
     pub resolver: Resolver,
     /// This node.
     pub local: Local,
-    /// What keeps the key from surviving a reboot.
-    pub identity_problem: Option<String>,
+    /// Its keys.
+    pub identity: Identity,
 }
 
 impl Reconciler {
@@ -131,12 +137,13 @@ impl Reconciler {
         let (client, node) = (parts.client.clone(), parts.config.node_name.clone());
         let publisher = Publisher::start(client, parts.nodes.clone(), node, parts.config.legacy_annotations);
         let mut last = Last::default();
-        last.problems.insert("key", parts.identity_problem.into_iter().collect());
-        Self {
+        last.problems.insert("key", parts.identity.problem.iter().cloned().collect());
+        let mut reconciler = Self {
             publisher,
             policies: look_for_policies(parts.client.clone(), reporter.clone()),
             reporter,
             networks: learn_networks(parts.client, parts.nodes.clone()),
+            rotator: Rotator::new(parts.identity, parts.config.key_rotation_interval),
             config: parts.config,
             nodes: parts.nodes,
             host: parts.host,
@@ -146,7 +153,9 @@ impl Reconciler {
             tracker: PeerTracker::default(),
             counters: Counters::default(),
             last,
-        }
+        };
+        reconciler.take_keys();
+        reconciler
     }
 
     /// Reconciles until `stop` is done. The kernel then stays as it is.
@@ -168,6 +177,7 @@ impl Reconciler {
             let retry_at = self.last.retry.map(|retry| retry.at);
             let mut full = false;
             let device = self.config.device_socket.clone().filter(|_| self.last.lacks_device);
+            let look_at = self.last.look_at;
             let turn = pace.next(Deadline::now());
 
             // every arm is safe to cancel: what is not taken now is still there in the next round
@@ -186,6 +196,7 @@ impl Reconciler {
                 _ = resync.tick() => { full = true; Scope::ALL }
                 () = listening(device.as_deref()), if device.is_some() => Scope::NONE,
                 () = sleep_until(retry_at.unwrap_or_else(Deadline::now)), if retry_at.is_some() => Scope::NONE,
+                () = sleep_until(look_at.unwrap_or_else(Deadline::now)), if look_at.is_some() => Scope::WIREGUARD,
             };
             sleep(DEBOUNCE).await;
             while let Some(change) = events.next().now_or_never() {
@@ -257,6 +268,7 @@ impl Reconciler {
             plan.steps.extend(self.last.renewed.due(&self.host, &decision.desired, Instant::now()));
         }
         let failed = self.apply(&plan).await;
+        let turned = self.turn_keys();
         self.last.carried_out = failed.is_empty() && !self.host.is_stale();
         let long = plan.steps.len() > STEPS_FOLLOWED;
         let again = !std::mem::replace(&mut self.last.long, long) && long;
@@ -277,7 +289,7 @@ impl Reconciler {
         }
         self.set_state(if self.has_problems() { State::Degraded } else { State::Converged });
         match installed {
-            true if self.host.is_stale() || again => Err(Unfinished::Again),
+            true if self.host.is_stale() || again || turned => Err(Unfinished::Again),
             true => Ok(()),
             false => Err(Unfinished::Failed),
         }
@@ -402,7 +414,7 @@ fn concerns_host(step: &Step) -> bool {
         step,
         Step::GuardEndpoints { .. }
             | Step::SetPeer(_)
-            | Step::RemovePeer(_)
+            | Step::RemovePeer(..)
             | Step::SetRoute(..)
             | Step::RemoveRoute(_)
     )
@@ -423,13 +435,13 @@ fn counted(step: &Step) -> (&'static str, &'static str) {
         Step::MarkLink(_) | Step::SetBridgeNetfilter | Step::SetMtu(..) | Step::SetUp(_) => {
             ("link", "change")
         }
-        Step::SetKey(_) | Step::SetListenPort(_) => ("device", "change"),
+        Step::SetKey(..) | Step::SetListenPort(..) => ("device", "change"),
         Step::AddAddress(..) => ("address", "set"),
         Step::RemoveAddress(..) => ("address", "remove"),
         Step::SetPeer(change) if change.renew => ("peer", "renew"),
         Step::SetPeer(change) if change.add => ("peer", "set"),
         Step::SetPeer(_) => ("peer", "change"),
-        Step::RemovePeer(_) => ("peer", "remove"),
+        Step::RemovePeer(..) => ("peer", "remove"),
         Step::SetRoute(..) | Step::AddUnreachable(_) => ("route", "set"),
         Step::RemoveRoute(_) | Step::RemoveUnreachable(_) => ("route", "remove"),
     }

@@ -10,7 +10,12 @@ use std::{
 };
 
 use anyhow::Context;
-use axum::{Json, Router, extract, http::StatusCode, response::IntoResponse, routing::get};
+use axum::{
+    Json, Router, extract,
+    http::StatusCode,
+    response::IntoResponse,
+    routing::{get, post},
+};
 use tokio::{
     net::{TcpListener, UnixListener},
     sync::{mpsc, oneshot},
@@ -49,6 +54,8 @@ pub enum Question {
     Report(oneshot::Sender<Report>),
     /// Whether all is well, as far as it is known.
     Health(oneshot::Sender<Health>),
+    /// To begin to change the node's key; the answer is why it can't.
+    RotateKey(oneshot::Sender<Result<(), String>>),
 }
 
 /// The reconciler's ear.
@@ -79,7 +86,8 @@ pub async fn serve(config: &Config, ask: Ask) -> anyhow::Result<()> {
     let app = |router: Router<Arc<Shared>>| router.with_state(shared.clone());
     let metrics_app = app(Router::new().route("/metrics", get(metrics_text)));
     let health_app = app(Router::new().route("/healthz", get(healthz)).route("/readyz", get(readyz)));
-    let status_app = app(Router::new().route("/status", get(status)));
+    let socket_routes = Router::new().route("/status", get(status)).route("/rotate-key", post(rotate_key));
+    let status_app = app(socket_routes);
     tokio::spawn(async move { axum::serve(metrics, metrics_app).await });
     tokio::spawn(async move { axum::serve(health, health_app).await });
     tokio::spawn(async move { axum::serve(socket, status_app).await });
@@ -165,4 +173,12 @@ async fn readyz(extract::State(shared): App) -> (StatusCode, String) {
 
 async fn status(extract::State(shared): App) -> Result<Json<Status>, (StatusCode, &'static str)> {
     ask(&shared, Question::Report).await.map(|r| Json(r.status))
+}
+
+async fn rotate_key(extract::State(shared): App) -> (StatusCode, String) {
+    match ask(&shared, Question::RotateKey).await {
+        Ok(Ok(())) => (StatusCode::ACCEPTED, "begun\n".into()),
+        Ok(Err(reason)) => (StatusCode::CONFLICT, format!("{reason}\n")),
+        Err((code, text)) => (code, text.to_owned()),
+    }
 }

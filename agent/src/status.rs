@@ -7,6 +7,8 @@ mod render;
 
 use serde::{Deserialize, Serialize};
 
+use crate::rotation::RotationStatus;
+
 pub use overview::{AGENT_LABELS, Answer, Collector, Condition, Overview, Show, render_overview};
 pub use pairs::{Pair, Says};
 pub use peers::{PeerState, PeerTracker};
@@ -31,6 +33,9 @@ pub struct Status {
     pub notes: Vec<String>,
     /// The WireGuard device, once it exists.
     pub device: Option<DeviceStatus>,
+    /// How a change of its key goes; an agent of an earlier version says nothing of it.
+    #[serde(default)]
+    pub rotation: RotationStatus,
     /// The node's PodCIDRs.
     pub pods: Vec<PodRange>,
     /// Pods that still hold addresses of an earlier PodCIDR, as container id and interface.
@@ -175,6 +180,7 @@ impl Status {
             problems: Vec::new(),
             notes: Vec::new(),
             device: None,
+            rotation: RotationStatus::default(),
             pods: Vec::new(),
             pods_on_old_cidrs: Vec::new(),
             guard: GuardStatus { fail_closed, prefixes: Vec::new(), drops: Default::default() },

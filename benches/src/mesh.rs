@@ -5,7 +5,7 @@ use std::time::Instant;
 
 use anyhow::{Context as _, Result, anyhow, ensure};
 use wg_overlay_mesh::{
-    Changes, ClusterView, DesiredState, Implementation, KeepaliveSetting, Local, Mesh, MtuSetting,
+    Changes, ClusterView, DesiredState, Implementation, KeepaliveSetting, Link, Local, Mesh, MtuSetting,
     NodeRecord, ObservedBridge, ObservedDevice, ObservedFirewall, ObservedPeer, ObservedRoute, ObservedState,
     PORT_RULESET, PublicKey, Resolved, Settings, Step, Touched, Underlay, UnderlayLink, UnderlayRoute, plan,
     plan_touched, ruleset,
@@ -127,6 +127,8 @@ fn local(own: &MadeUp) -> Result<Local> {
     Ok(Local {
         node_name: own.name(),
         public_key: PublicKey::from_bytes(own.key_bytes())?,
+        next_key: None,
+        rotation: None,
         max_mtu: 65535,
         settings: Settings {
             cluster_cidrs: POD_CIDRS.iter().map(|text| text.parse()).collect::<Result<_, _>>()?,
@@ -165,7 +167,7 @@ fn programmed(desired: &DesiredState, bare: ObservedState) -> ObservedState {
         (*key, observed)
     });
     let routes = desired.routes.iter().map(|(net, route)| {
-        (*net, ObservedRoute { through_device: true, source: route.source, mtu: route.mtu })
+        (*net, ObservedRoute { through: Some(Link::Device), source: route.source, mtu: route.mtu })
     });
     ObservedState {
         device: Some(ObservedDevice {

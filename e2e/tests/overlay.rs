@@ -47,6 +47,8 @@ mod port_guard;
 mod refusals;
 #[path = "overlay/repair.rs"]
 mod repair;
+#[path = "overlay/rotation.rs"]
+mod rotation;
 #[path = "overlay/services.rs"]
 mod services;
 #[path = "overlay/uninstall.rs"]
@@ -69,6 +71,7 @@ fn main() -> ExitCode {
         killed::cases(),
         killed_starts::cases(),
         killed_steps::cases(),
+        rotation::cases(),
         guards::cases(),
         guard_rules::cases(),
         handshakes::cases(),

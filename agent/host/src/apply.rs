@@ -30,9 +30,6 @@ impl Host {
     pub async fn apply_all(&mut self, steps: &[Step]) -> Vec<(Step, StepError)> {
         let mut failed: Vec<(Step, StepError)> = Vec::new();
         let mut missing: Vec<Link> = Vec::new();
-        let mtu = steps
-            .iter()
-            .find_map(|step| if let Step::SetMtu(Link::Device, mtu) = step { Some(*mtu) } else { None });
         for run in steps.chunk_by(|a, b| batch(a).is_some() && batch(a) == batch(b) && a.phase() == b.phase())
         {
             let Some(first) = run.first() else { continue };
@@ -43,9 +40,11 @@ impl Host {
                 continue;
             }
             let errors = match batch(first) {
-                Some(Batch::SetPeers | Batch::RemovePeers) => self.apply_peers(run).await,
-                Some(Batch::Routes) => self.apply_routes(run).await,
-                None => self.apply_one(first, mtu).await.err().map(|error| (0, error)).into_iter().collect(),
+                Some((Batch::SetPeers | Batch::RemovePeers, link)) => self.apply_peers(run, link).await,
+                Some((Batch::Routes, _)) => self.apply_routes(run).await,
+                None => {
+                    self.apply_one(first, steps).await.err().map(|error| (0, error)).into_iter().collect()
+                }
             };
             let mut errors: BTreeMap<usize, StepError> = errors.into_iter().collect();
             for (at, step) in run.iter().enumerate() {
@@ -72,16 +71,17 @@ enum Batch {
     Routes,
 }
 
-/// Which steps go together.
-fn batch(step: &Step) -> Option<Batch> {
-    match step {
+/// Which steps go together: those of one kind and one link.
+fn batch(step: &Step) -> Option<(Batch, Option<Link>)> {
+    let kind = match step {
         Step::SetPeer(_) => Some(Batch::SetPeers),
-        Step::RemovePeer(_) => Some(Batch::RemovePeers),
+        Step::RemovePeer(..) => Some(Batch::RemovePeers),
         Step::AddUnreachable(_) | Step::RemoveUnreachable(_) | Step::SetRoute(..) | Step::RemoveRoute(_) => {
             Some(Batch::Routes)
         }
         _ => None,
-    }
+    };
+    kind.map(|kind| (kind, link(step)))
 }
 
 /// The link without which a step is in vain.
@@ -91,13 +91,13 @@ fn link(step: &Step) -> Option<Link> {
         | Step::SetMtu(link, _)
         | Step::AddAddress(link, _)
         | Step::SetUp(link)
-        | Step::RemoveAddress(link, _) => Some(*link),
+        | Step::RemoveAddress(link, _)
+        | Step::SetKey(link, _)
+        | Step::SetListenPort(link, _)
+        | Step::SetRoute(.., link)
+        | Step::RemovePeer(link, _) => Some(*link),
+        Step::SetPeer(change) => Some(change.device),
         Step::SetBridgeNetfilter => Some(Link::Bridge),
-        Step::SetKey(_)
-        | Step::SetListenPort(_)
-        | Step::SetPeer(_)
-        | Step::SetRoute(..)
-        | Step::RemovePeer(_) => Some(Link::Device),
         _ => None,
     }
 }
@@ -112,7 +112,7 @@ fn touched(step: &Step) -> Scope {
         | Step::LeaveHostChain(_)
         | Step::RemovePortGuard
         | Step::RemoveFirewall => Scope::FIREWALL,
-        Step::SetKey(_) | Step::SetListenPort(_) | Step::SetPeer(_) | Step::RemovePeer(_) => {
+        Step::SetKey(..) | Step::SetListenPort(..) | Step::SetPeer(_) | Step::RemovePeer(..) => {
             Scope { network: true, ..Scope::WIREGUARD }
         }
         _ => Scope::NETWORK,
@@ -120,10 +120,11 @@ fn touched(step: &Step) -> Scope {
 }
 
 /// What a step that succeeded changes besides: an IPv6 address that goes takes the preferred source from every route
-/// that has it, even where another link of this host carries the address too.
+/// that has it, even where another link of this host carries the address too. The second device's go with its link.
 fn side_effect(step: &Step) -> Scope {
     match step {
         Step::RemoveAddress(_, net) if net.addr().is_ipv6() => Scope::NETWORK,
+        Step::DeleteLink(Link::Next) => Scope::NETWORK,
         _ => Scope::NONE,
     }
 }

@@ -7,36 +7,88 @@ use std::{
 
 use ipnet::IpNet;
 use wg_overlay_mesh::{
-    HostChainState, Link, ObservedFirewall, ObservedPeer, ObservedRoute, ObservedState, PORT_RULESET,
-    PeerChange, PublicKey, Step,
+    HostChainState, Link, ObservedDevice, ObservedFirewall, ObservedNext, ObservedPeer, ObservedRoute,
+    ObservedState, PORT_RULESET, PeerChange, PublicKey, Step,
 };
+
+use crate::wireguard::Settings;
 
 /// What was observed, and what only this process knows of it.
 #[derive(Debug, Default)]
 pub(crate) struct Cache {
     pub(crate) state: ObservedState,
     /// Indexes of our links.
-    pub(crate) device_index: Option<u32>,
-    pub(crate) bridge_index: Option<u32>,
-    /// Whose each allowed IP is: the kernel takes it from there when another peer gets it.
-    owners: BTreeMap<IpNet, PublicKey>,
-    /// The peers that changed in anything but traffic and handshakes since somebody asked.
+    pub(crate) indexes: BTreeMap<Link, u32>,
+    /// Whose each allowed IP of a device is: the kernel takes it from there when another peer gets it.
+    owners: BTreeMap<Link, BTreeMap<IpNet, PublicKey>>,
+    /// The first device's peers that changed in anything but traffic and handshakes since somebody asked.
     pub(crate) changed: BTreeSet<PublicKey>,
 }
 
 impl Cache {
-    /// The index of a link of ours.
-    pub(crate) fn index(&self, link: Link) -> Option<u32> {
+    /// The device of this link.
+    pub(crate) fn device(&self, link: Link) -> Option<&ObservedDevice> {
         match link {
-            Link::Device => self.device_index,
-            Link::Bridge => self.bridge_index,
+            Link::Device => self.state.device.as_ref(),
+            Link::Next => self.state.next.as_ref().map(|next| &next.device),
+            Link::Bridge => None,
         }
     }
 
+    fn device_mut(&mut self, link: Link) -> Option<&mut ObservedDevice> {
+        match link {
+            Link::Device => self.state.device.as_mut(),
+            Link::Next => self.state.next.as_mut().map(|next| &mut next.device),
+            Link::Bridge => None,
+        }
+    }
+
+    fn peers_mut(&mut self, link: Link) -> Option<&mut BTreeMap<PublicKey, ObservedPeer>> {
+        match link {
+            Link::Device => Some(&mut self.state.peers),
+            Link::Next => self.state.next.as_mut().map(|next| &mut next.peers),
+            Link::Bridge => None,
+        }
+    }
+
+    /// Takes a device's link as it was found, and tells whether it is another than before, whose settings nobody has read.
+    pub(crate) fn set_device(&mut self, link: Link, found: Option<(u32, ObservedDevice)>) -> bool {
+        let Some((index, mut device)) = found else {
+            self.forget_device(link);
+            return false;
+        };
+        let is_new = self.indexes.get(&link) != Some(&index);
+        if is_new {
+            self.forget_device(link);
+            self.indexes.insert(link, index);
+        }
+        if let Some(before) = self.device(link) {
+            device.public_key = before.public_key;
+            device.listen_port = before.listen_port;
+        }
+        if link == Link::Next {
+            let peers = self.state.next.take().map(|next| next.peers).unwrap_or_default();
+            self.state.next = Some(ObservedNext { device, peers });
+        } else {
+            self.state.device = Some(device);
+        }
+        is_new
+    }
+
+    /// Takes the settings of a device as they were read.
+    pub(crate) fn set_settings(&mut self, link: Link, settings: Settings) {
+        if let Some(device) = self.device_mut(link) {
+            device.public_key = settings.public_key;
+            device.listen_port = settings.listen_port;
+        }
+        self.set_peers(link, settings.peers);
+    }
+
     /// Takes the peers of a dump. Those before are given back as the new ones are taken: thousands are megabytes.
-    pub(crate) fn set_peers(&mut self, mut peers: Vec<(PublicKey, ObservedPeer)>) {
+    fn set_peers(&mut self, link: Link, mut peers: Vec<(PublicKey, ObservedPeer)>) {
+        let Some(held) = self.peers_mut(link) else { return };
         peers.sort_unstable_by_key(|(key, _)| *key);
-        let mut before = std::mem::take(&mut self.state.peers).into_iter().peekable();
+        let mut before = std::mem::take(held).into_iter().peekable();
         let mut changed = Vec::new();
         for (key, peer) in &mut peers {
             changed.extend(from_fn(|| before.next_if(|(gone, _)| gone < key)).map(|(gone, _)| gone));
@@ -45,23 +97,25 @@ impl Cache {
             changed.extend((!found.is_some_and(|found| same(&found, peer))).then_some(*key));
         }
         changed.extend(before.map(|(gone, _)| gone));
-        self.state.peers = peers.into_iter().collect();
+        *held = peers.into_iter().collect();
         if !changed.is_empty() {
-            let peers = self.state.peers.iter();
-            self.owners =
+            let peers = held.iter();
+            let owners =
                 peers.flat_map(|(key, peer)| peer.allowed_ips.iter().map(|net| (*net, *key))).collect();
+            self.owners.insert(link, owners);
         }
         self.changed.extend(changed);
     }
 
-    /// Forgets what went with the device.
-    pub(crate) fn forget_device(&mut self) {
-        self.state.device = None;
-        self.device_index = None;
-        self.changed.extend(self.state.peers.keys());
-        self.state.peers.clear();
-        self.state.routes.retain(|_, route| !route.through_device);
-        self.owners.clear();
+    /// Forgets what went with a device.
+    fn forget_device(&mut self, link: Link) {
+        self.set_peers(link, Vec::new());
+        match link {
+            Link::Device => self.state.device = None,
+            _ => self.state.next = None,
+        }
+        self.indexes.remove(&link);
+        self.state.routes.retain(|_, route| route.through != Some(link));
     }
 
     /// What the kernel holds after a step that succeeded. A created link is read instead.
@@ -94,39 +148,43 @@ impl Cache {
                 }
             }
             Step::SetMtu(link, mtu) => self.change(*link, |found| *found.mtu = *mtu),
-            Step::SetKey(key) => {
-                state.device.iter_mut().for_each(|device| device.public_key = Some(*key));
+            Step::SetKey(link, key) => {
+                self.device_mut(*link).into_iter().for_each(|device| device.public_key = Some(*key));
+                self.set_peers(*link, Vec::new());
             }
-            Step::SetListenPort(port) => {
-                state.device.iter_mut().for_each(|device| device.listen_port = *port);
+            Step::SetListenPort(link, port) => {
+                self.device_mut(*link).into_iter().for_each(|device| device.listen_port = *port);
             }
             Step::AddAddress(link, net) => self.change(*link, |found| {
                 found.addresses.insert(*net);
             }),
             Step::SetUp(link) => self.change(*link, |found| *found.up = true),
             Step::SetPeer(change) => self.record_peer(change),
-            Step::SetRoute(net, route) => {
-                let found = ObservedRoute { through_device: true, source: route.source, mtu: route.mtu };
+            Step::SetRoute(net, route, link) => {
+                let found = ObservedRoute { through: Some(*link), source: route.source, mtu: route.mtu };
                 state.routes.insert(*net, found);
             }
             Step::RemoveRoute(net) => {
                 state.routes.remove(net);
             }
-            Step::RemovePeer(key) => {
+            Step::RemovePeer(link, key) => {
                 self.changed.insert(*key);
-                let nets = state.peers.remove(key).map(|peer| peer.allowed_ips).unwrap_or_default();
-                for net in nets.iter().filter(|net| self.owners.get(net) == Some(key)).collect::<Vec<_>>() {
-                    self.owners.remove(net);
+                let peer = self.peers_mut(*link).and_then(|peers| peers.remove(key));
+                let owners = self.owners.entry(*link).or_default();
+                for net in peer.unwrap_or_default().allowed_ips.iter() {
+                    if owners.get(net) == Some(key) {
+                        owners.remove(net);
+                    }
                 }
             }
             Step::RemoveAddress(link, net) => self.change(*link, |found| {
                 found.addresses.remove(net);
             }),
-            Step::DeleteLink(Link::Device) => self.forget_device(),
             Step::DeleteLink(Link::Bridge) => {
                 state.bridge = None;
-                self.bridge_index = None;
+                self.indexes.remove(&Link::Bridge);
             }
+            Step::DeleteLink(link) => self.forget_device(*link),
             Step::LeaveHostChain(chain) => {
                 state.host_chains.remove(chain);
             }
@@ -140,40 +198,45 @@ impl Cache {
     }
 
     fn record_peer(&mut self, change: &PeerChange) {
-        let key = change.public_key;
+        let (link, key) = (change.device, change.public_key);
         if change.renew {
-            self.record(&Step::RemovePeer(key));
+            self.record(&Step::RemovePeer(link, key));
         }
-        self.changed.insert(key);
+        let mut owners = self.owners.remove(&link).unwrap_or_default();
         let nets = change.replace_allowed_ips.as_ref().unwrap_or(&change.add_allowed_ips);
-        for net in nets {
-            let before = self.owners.insert(*net, key).filter(|owner| *owner != key);
-            if let Some(peer) = before.and_then(|owner| self.state.peers.get_mut(&owner)) {
-                peer.allowed_ips.remove(net);
-            }
-            self.changed.extend(before);
-        }
-        let peer = self.state.peers.entry(key).or_default();
-        match &change.replace_allowed_ips {
-            Some(all) => {
-                for gone in peer.allowed_ips.iter().filter(|net| !all.contains(net)) {
-                    self.owners.remove(gone);
+        let mut changed = BTreeSet::from([key]);
+        if let Some(peers) = self.peers_mut(link) {
+            for net in nets {
+                let before = owners.insert(*net, key).filter(|owner| *owner != key);
+                if let Some(peer) = before.and_then(|owner| peers.get_mut(&owner)) {
+                    peer.allowed_ips.remove(net);
                 }
-                peer.allowed_ips = all.iter().copied().collect();
+                changed.extend(before);
             }
-            None => peer.allowed_ips.extend(change.add_allowed_ips.iter().copied()),
+            let peer = peers.entry(key).or_default();
+            match &change.replace_allowed_ips {
+                Some(all) => {
+                    for gone in peer.allowed_ips.iter().filter(|net| !all.contains(net)) {
+                        owners.remove(gone);
+                    }
+                    peer.allowed_ips = all.iter().copied().collect();
+                }
+                None => peer.allowed_ips.extend(change.add_allowed_ips.iter().copied()),
+            }
+            if let Some(endpoint) = change.endpoint {
+                peer.endpoint = Some(endpoint);
+                peer.written_endpoint = Some(endpoint);
+            }
+            peer.keepalive = change.keepalive.unwrap_or(peer.keepalive);
+            peer.preshared_key &= !change.clear_preshared_key;
         }
-        if let Some(endpoint) = change.endpoint {
-            peer.endpoint = Some(endpoint);
-            peer.written_endpoint = Some(endpoint);
-        }
-        peer.keepalive = change.keepalive.unwrap_or(peer.keepalive);
-        peer.preshared_key &= !change.clear_preshared_key;
+        self.owners.insert(link, owners);
+        self.changed.extend(changed);
     }
 
     fn change(&mut self, link: Link, with: impl FnOnce(FoundLink<'_>)) {
         let found = match link {
-            Link::Device => self.state.device.as_mut().map(|d| FoundLink {
+            Link::Device | Link::Next => self.device_mut(link).map(|d| FoundLink {
                 marked: &mut d.marked,
                 up: &mut d.up,
                 mtu: &mut d.mtu,
@@ -201,7 +264,7 @@ fn same(a: &ObservedPeer, b: &ObservedPeer) -> bool {
         && a.preshared_key == b.preshared_key
 }
 
-/// What our two links have in common.
+/// What our links have in common.
 struct FoundLink<'a> {
     marked: &'a mut bool,
     up: &'a mut bool,
@@ -219,6 +282,7 @@ mod tests {
 
     fn takes(n: u8, net: &str) -> Step {
         Step::SetPeer(PeerChange {
+            device: Link::Device,
             public_key: key(n),
             node: "".into(),
             add: true,
@@ -243,18 +307,18 @@ mod tests {
         assert_eq!(changed(&mut cache), [key(1), key(2)]);
         cache.record(&takes(3, "10.244.1.0/24"));
         assert_eq!(changed(&mut cache), [key(1), key(3)], "the one that lost its prefix too");
-        cache.record(&Step::RemovePeer(key(3)));
+        cache.record(&Step::RemovePeer(Link::Device, key(3)));
         assert_eq!(changed(&mut cache), [key(3)]);
 
         let mut read = cache.state.peers.clone();
         read.values_mut().for_each(|peer| peer.received += 7);
-        cache.set_peers(read.clone().into_iter().collect());
+        cache.set_peers(Link::Device, read.clone().into_iter().collect());
         assert_eq!(changed(&mut cache), []);
         read.entry(key(2)).and_modify(|peer| peer.endpoint = Some("192.0.2.9:7".parse().unwrap()));
         read.remove(&key(1));
-        cache.set_peers(read.into_iter().collect());
+        cache.set_peers(Link::Device, read.into_iter().collect());
         assert_eq!(changed(&mut cache), [key(1), key(2)]);
-        cache.forget_device();
+        cache.forget_device(Link::Device);
         assert_eq!(changed(&mut cache), [key(2)]);
     }
 }

@@ -1,4 +1,4 @@
-//! Bringing the WireGuard device into being: by the kernel, else by a process of its own, which is started here or, where
+//! Bringing a WireGuard device into being: by the kernel, else by a process of its own, which is started here or, where
 //! a socket is configured, asked for there (`wg-overlay device --standby`, another pod of this node).
 //!
 //! The process outlives the agent, so that an agent's restart leaves the tunnel alone. It is not watched: when it ends,
@@ -18,7 +18,7 @@ use tokio::{
     net::UnixStream,
     time::{Instant, sleep, timeout},
 };
-use wg_overlay_mesh::DEVICE;
+use wg_overlay_mesh::Link;
 
 use crate::{detach, wireguard};
 
@@ -39,20 +39,19 @@ pub enum DeviceMode {
 pub struct DeviceProgram {
     /// Its path.
     pub program: PathBuf,
-    /// Its arguments.
+    /// Its arguments; after them comes the name of the link.
     pub arguments: Vec<OsString>,
     /// Whether it takes `--mtu BYTES`.
     pub takes_mtu: bool,
 }
 
 impl DeviceProgram {
-    /// This program itself: `wg-overlay device wgo0 --mtu BYTES`.
+    /// This program itself: `wg-overlay device LINK --mtu BYTES`.
     ///
     /// # Errors
     /// Where the program's own path cannot be read.
     pub fn own() -> io::Result<Self> {
-        let arguments = vec!["device".into(), DEVICE.into()];
-        Ok(Self { program: std::env::current_exe()?, arguments, takes_mtu: true })
+        Ok(Self { program: std::env::current_exe()?, arguments: vec!["device".into()], takes_mtu: true })
     }
 }
 
@@ -119,13 +118,14 @@ const PATIENCE: Duration = Duration::from_secs(5);
 pub(crate) async fn start(
     program: &DeviceProgram,
     state_dir: &Path,
+    device: Link,
     mtu: Option<u32>,
 ) -> Result<(), DeviceError> {
     let failed = |source| DeviceError::Start { program: program.program.display().to_string(), source };
-    let log = state_dir.join("device.log");
+    let log = state_dir.join(log_name(device));
     let output = open_log(&log).map_err(failed)?;
     let mut command = tokio::process::Command::new(&program.program);
-    command.args(&program.arguments).stdin(Stdio::null());
+    command.args(&program.arguments).arg(device.name()).stdin(Stdio::null());
     if let Some(mtu) = mtu.filter(|_| program.takes_mtu) {
         command.arg("--mtu").arg(mtu.to_string());
     }
@@ -134,13 +134,14 @@ pub(crate) async fn start(
     let mut process = command.spawn().map_err(failed)?;
     let deadline = Instant::now() + PATIENCE;
     let log = log.display().to_string();
-    while !wireguard::socket_is_live() {
+    while !wireguard::socket_is_live(device) {
         // A program may go on in a child and end itself well (wireguard-go does): then only its socket tells.
         if let Some(status) = process.try_wait().map_err(failed)?.filter(|status| !status.success()) {
             return Err(DeviceError::Ended { status, tail: tail(&log), log });
         }
         if Instant::now() > deadline {
-            return Err(DeviceError::Silent { socket: wireguard::socket_path().display().to_string(), log });
+            let socket = wireguard::socket_path(device).display().to_string();
+            return Err(DeviceError::Silent { socket, log });
         }
         sleep(Duration::from_millis(10)).await;
     }
@@ -150,13 +151,14 @@ pub(crate) async fn start(
 /// A device that starts is waited for on the other side, as long as [`PATIENCE`].
 const ANSWER_PATIENCE: Duration = Duration::from_secs(10);
 
-/// Asks for a user-space device where one sleeps. `start mtu=BYTES` is answered by `ok` once the device is there, else by
-/// `error: REASON`, a line each.
-pub(crate) async fn ask(socket: &Path, mtu: Option<u32>) -> Result<(), DeviceError> {
+/// Asks for a user-space device where it sleeps. `start mtu=BYTES name=LINK` is answered by `ok` once the device is there,
+/// else by `error: REASON`, a line each. The first device goes unnamed, as one of an earlier version knows no other.
+pub(crate) async fn ask(socket: &Path, device: Link, mtu: Option<u32>) -> Result<(), DeviceError> {
     let exchange = async {
         let mut stream = UnixStream::connect(socket).await?;
         let mtu = mtu.map(|mtu| format!(" mtu={mtu}")).unwrap_or_default();
-        stream.write_all(format!("start{mtu}\n").as_bytes()).await?;
+        let name = if device == Link::Device { String::new() } else { format!(" name={device}") };
+        stream.write_all(format!("start{mtu}{name}\n").as_bytes()).await?;
         let mut answer = String::new();
         stream.read_to_string(&mut answer).await?;
         Ok(answer)
@@ -168,6 +170,11 @@ pub(crate) async fn ask(socket: &Path, mtu: Option<u32>) -> Result<(), DeviceErr
         "" => Err(absent(io::ErrorKind::UnexpectedEof.into())),
         other => Err(DeviceError::Refused(other.trim_start_matches("error: ").chars().take(500).collect())),
     }
+}
+
+/// A log for each device, in the agent's folder.
+fn log_name(device: Link) -> String {
+    if device == Link::Device { "device.log".to_owned() } else { format!("device-{device}.log") }
 }
 
 fn open_log(path: &Path) -> io::Result<File> {

@@ -82,12 +82,12 @@ pub enum StepError {
         source: DeviceError,
     },
     /// The plan wants a key of which the private half is not here.
-    #[error("cannot set the key of {wanted}: the private key here is {}", held.map_or("none".to_owned(), |k| format!("that of {k}")))]
+    #[error("cannot set the key of {wanted}: the private key here is {}", named(held))]
     WrongKey {
         /// The public key of the plan.
         wanted: PublicKey,
-        /// The public half of the private key that the host was given.
-        held: Option<PublicKey>,
+        /// The public halves of the private keys that the host was given.
+        held: Vec<PublicKey>,
     },
     /// The firewall refused it.
     #[error("cannot {step}")]
@@ -119,6 +119,11 @@ impl StepError {
             Self::Firewall { .. } => true,
         }
     }
+}
+
+fn named(held: &[PublicKey]) -> String {
+    let held: Vec<String> = held.iter().map(|key| format!("that of {key}")).collect();
+    if held.is_empty() { "none".to_owned() } else { held.join(", or ") }
 }
 
 fn is_retryable(error: &io::Error) -> bool {

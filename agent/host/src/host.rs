@@ -12,7 +12,7 @@ use std::{
 
 use ipnet::IpNet;
 use tokio::task::spawn_blocking;
-use wg_overlay_mesh::{ObservedState, PublicKey};
+use wg_overlay_mesh::{Link, ObservedState, PublicKey};
 
 use self::observe::blocking;
 use crate::{
@@ -41,11 +41,13 @@ pub struct Host {
     pub(crate) config: HostConfig,
     pub(crate) netlink: Arc<Mutex<Netlink>>,
     pub(crate) nft: Nft,
-    pub(crate) private_key: Option<PrivateKey>,
+    pub(crate) private_keys: Vec<PrivateKey>,
     pub(crate) cache: Cache,
     /// What must be read again, because it was never read, or a step failed half-way.
     pub(crate) stale: Scope,
     warnings: Vec<String>,
+    /// Why the second device's name is not ours to use.
+    foreign: Option<HostError>,
     router_advertised: BTreeSet<String>,
 }
 
@@ -61,10 +63,11 @@ impl Host {
             config,
             netlink: Arc::new(Mutex::new(netlink)),
             nft,
-            private_key: None,
+            private_keys: Vec::new(),
             cache: Cache::default(),
             stale: Scope::ALL,
             warnings: Vec::new(),
+            foreign: None,
             router_advertised: BTreeSet::new(),
         })
     }
@@ -116,8 +119,8 @@ impl Host {
     }
 
     /// What could not be seen at the last observation, and the cure, for a person.
-    pub fn warnings(&self) -> &[String] {
-        &self.warnings
+    pub fn warnings(&self) -> Vec<String> {
+        self.warnings.iter().cloned().chain(self.foreign.as_ref().map(ToString::to_string)).collect()
     }
 
     /// The packets' rules, for the table's counters.
@@ -140,20 +143,19 @@ impl Host {
         self.cache.state.addresses_in_use = addresses;
     }
 
-    /// Hands over the private key that a step [`wg_overlay_mesh::Step::SetKey`] writes.
-    pub fn set_private_key(&mut self, key: PrivateKey) {
-        self.private_key = Some(key);
+    /// Hands over the private keys of which a step [`wg_overlay_mesh::Step::SetKey`] writes one, in place of those before.
+    pub fn set_private_keys(&mut self, keys: Vec<PrivateKey>) {
+        self.private_keys = keys;
     }
 
-    /// The private key of the running device, so that it outlives the agent; `None` without a device or a key.
+    /// The private key of the running first device, so that it outlives the agent; `None` without a device or a key.
     ///
     /// # Errors
     /// [`HostError`] where the device cannot be read.
     pub async fn device_private_key(&mut self) -> Result<Option<PrivateKey>, HostError> {
         self.observe(Scope::NONE).await?;
-        let Some(device) = &self.cache.state.device else { return Ok(None) };
-        let implementation = device.implementation;
-        blocking("the device's private key", move || wireguard::read_private_key(implementation)).await
+        let Some(target) = self.target(Link::Device) else { return Ok(None) };
+        blocking("the device's private key", move || wireguard::read_private_key(target)).await
     }
 
     /// Makes the kernel forward the families in use between our links and the others, as far as it can be written.
@@ -161,7 +163,8 @@ impl Host {
     pub async fn ensure_forwarding(&mut self, ipv4: bool, ipv6: bool) -> Vec<sysctl::Shortcoming> {
         let netlink = Arc::clone(&self.netlink);
         let links = self.router_advertised.clone();
-        let work = move || sysctl::ensure_forwarding(&mut lock(&netlink), ipv4, ipv6, &links);
+        let next = self.cache.indexes.contains_key(&Link::Next);
+        let work = move || sysctl::ensure_forwarding(&mut lock(&netlink), ipv4, ipv6, next, &links);
         spawn_blocking(work).await.unwrap_or_default()
     }
 }

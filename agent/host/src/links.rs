@@ -13,7 +13,7 @@ use netlink_packet_route::{
     address::{AddressAttribute, AddressFlags, AddressHeaderFlags, AddressMessage, AddressScope},
     link::{InfoBridge, InfoData, InfoKind, LinkAttribute, LinkExtentMask, LinkFlags, LinkInfo, LinkMessage},
 };
-use wg_overlay_mesh::{ALIAS, BRIDGE, BRIDGE_LINK_LOCAL, DEVICE, Link, UnderlayLink};
+use wg_overlay_mesh::{ALIAS, BRIDGE_LINK_LOCAL, Link, UnderlayLink};
 
 use crate::netlink::{Request, dump, parsed};
 
@@ -116,21 +116,26 @@ pub(crate) fn is_underlay(link: &FoundLink) -> bool {
 
 /// Whether a name is of our links or the pods'.
 pub(crate) fn is_own_name(name: &str) -> bool {
-    name == DEVICE || name == BRIDGE || name.starts_with(POD_LINK_PREFIX)
+    is_ours(name) || name.starts_with(POD_LINK_PREFIX)
+}
+
+/// Whether a name is of a link of ours.
+pub(crate) fn is_ours(name: &str) -> bool {
+    [Link::Device, Link::Next, Link::Bridge].iter().any(|link| link.name() == name)
 }
 
 pub(crate) fn underlay_link(link: &FoundLink) -> UnderlayLink {
     UnderlayLink { name: link.name.clone(), mtu: link.mtu, addresses: link.addresses.clone() }
 }
 
-/// Creates a link of the kernel: the WireGuard device, or the bridge.
+/// Creates a link of the kernel: a WireGuard device, or the bridge.
 ///
 /// The bridge gets an address of its own (locally administered, RFC 7042, 2.1): without one it takes that of its
 /// lowest port, and changes it as pods come and go.
 pub(crate) fn create(link: Link) -> io::Result<Request> {
     let mut message = named(link);
     let kind = match link {
-        Link::Device => InfoKind::Wireguard,
+        Link::Device | Link::Next => InfoKind::Wireguard,
         Link::Bridge => {
             message.attributes.push(LinkAttribute::Address(random_mac()?.to_vec()));
             InfoKind::Bridge
@@ -212,13 +217,26 @@ fn random_mac() -> io::Result<[u8; 6]> {
     Ok(mac)
 }
 
-/// Switches IPv4 forwarding on for packets that come in by a link.
-pub(crate) fn set_forwarding(link: Link) -> Request {
-    // IFLA_AF_SPEC { AF_INET { IFLA_INET_CONF { IPV4_DEVCONF_FORWARDING: 1 } } }: the kernel takes single values here,
-    // but gives all of them as one array, and only that has a type in the library.
-    let value = attribute(1, &1u32.to_ne_bytes());
+/// Writes an IPv4 setting of a link (`net.ipv4.conf.LINK.…`).
+pub(crate) fn set_ipv4(link: Link, setting: Ipv4Setting) -> Request {
+    let (kind, value) = match setting {
+        Ipv4Setting::Forwarding => (1, 1u32),
+        Ipv4Setting::LooseReversePath => (8, 2),
+    };
+    // IFLA_AF_SPEC { AF_INET { IFLA_INET_CONF { IPV4_DEVCONF_…: VALUE } } }: the kernel takes single values here, but
+    // gives all of them as one array, and only that has a type in the library.
+    let value = attribute(kind, &value.to_ne_bytes());
     let family = attribute(u16::from(u8::from(AddressFamily::Inet)), &attribute(1, &value));
     change(link, LinkAttribute::Other(DefaultNla::new(26 | NLA_F_NESTED, family)))
+}
+
+/// What is written of a link's IPv4 settings, by the numbers of include/uapi/linux/ip.h.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Ipv4Setting {
+    /// `IPV4_DEVCONF_FORWARDING`: packets that come in by the link are forwarded.
+    Forwarding,
+    /// `IPV4_DEVCONF_RP_FILTER`, of value 2: their sources need a route back by any link.
+    LooseReversePath,
 }
 
 /// A netlink attribute: length, type, value. The values above fill whole words.

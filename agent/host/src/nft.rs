@@ -26,7 +26,9 @@ use std::{
 
 use thiserror::Error;
 use wg_overlay_cni::PortsError;
-use wg_overlay_mesh::{HostChain, HostChainState, ObservedFirewall, PORT_RULESET, Step, TABLE};
+use wg_overlay_mesh::{
+    BRIDGE, DEVICE, HostChain, HostChainState, NEXT_DEVICE, ObservedFirewall, PORT_RULESET, Step, TABLE,
+};
 
 use self::{elements::Element, nfnetlink::Tables, table::Table};
 
@@ -48,6 +50,9 @@ struct Kernel {
     tables: Tables,
     read_at: Option<u32>,
 }
+
+/// The links that the host's own firewall must let packets pass by.
+const LINKS: [&str; 3] = [BRIDGE, DEVICE, NEXT_DEVICE];
 
 /// Packets and bytes that were counted, by the counter's name.
 pub type Counters = BTreeMap<String, (u64, u64)>;

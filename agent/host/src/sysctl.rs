@@ -1,15 +1,19 @@
 //! Forwarding: read, and switched on where /proc/sys can be written, as in the plugin or on a plain host.
 //!
 //! In a pod /proc/sys is read-only, and the host's /proc/sys/net may be mounted writable under [`HOST`]: CAP_NET_ADMIN is
-//! enough to write there (net_ctl_permissions, net/sysctl_net.c). Without that, netlink can set IPv4 forwarding of a
-//! single link; the rest is reported.
-//! Strict reverse-path filtering needs nothing: whatever a peer may send has a route of ours back into the tunnel.
+//! enough to write there (net_ctl_permissions, net/sysctl_net.c). Without that, netlink can set a single link's forwarding
+//! and reverse-path filtering for IPv4; the rest is reported.
+//! Strict filtering would drop what comes by one device while the route back leads into the other, as when a key rotates:
+//! both are loose. Whatever a peer may send has a route of ours back.
 
 use std::{collections::BTreeSet, fmt, fs, io, path::Path};
 
 use wg_overlay_mesh::Link;
 
-use crate::{links, netlink::Netlink};
+use crate::{
+    links::{self, Ipv4Setting},
+    netlink::Netlink,
+};
 
 /// Where a pod has the host's /proc/sys/net, as /host/proc/sys/net.
 const HOST: &str = "/host";
@@ -44,21 +48,26 @@ pub(crate) fn has_bridge_netfilter() -> bool {
     Path::new("/proc/sys/net/bridge").exists()
 }
 
-/// Switches forwarding on where it is off. `router_advertised` are the links with a default route from a router.
+/// Switches forwarding on where it is off, and strict reverse-path filtering off on our devices. `next` says whether the
+/// second one exists. `router_advertised` are the links with a default route from a router.
 pub(crate) fn ensure_forwarding(
     netlink: &mut Netlink,
     ipv4: bool,
     ipv6: bool,
+    next: bool,
     router_advertised: &BTreeSet<String>,
 ) -> Vec<Shortcoming> {
     let mut wrong = Vec::new();
+    let devices = || std::iter::once(Link::Device).chain(next.then_some(Link::Next));
     if ipv4 {
         wrong.extend(ensure(
             "net.ipv4.conf.all.forwarding",
             "1",
             "answers from outside the cluster do not reach pods",
         ));
-        wrong.extend([Link::Device, Link::Bridge].into_iter().filter_map(|link| ensure_link(netlink, link)));
+        let forwarding = devices().chain([Link::Bridge]);
+        wrong.extend(forwarding.filter_map(|link| ensure_link(netlink, link, Ipv4Setting::Forwarding)));
+        wrong.extend(devices().filter_map(|link| ensure_link(netlink, link, Ipv4Setting::LooseReversePath)));
     }
     if ipv6 {
         wrong.extend(ensure_ipv6(router_advertised));
@@ -66,14 +75,20 @@ pub(crate) fn ensure_forwarding(
     wrong
 }
 
-fn ensure_link(netlink: &mut Netlink, link: Link) -> Option<Shortcoming> {
-    let sysctl = format!("net.ipv4.conf.{link}.forwarding");
-    let consequence = "packets of pods that come in by this link are dropped";
-    let wrong = ensure(&sysctl, "1", consequence)?;
-    match netlink.execute_one(links::set_forwarding(link)) {
+fn ensure_link(netlink: &mut Netlink, link: Link, setting: Ipv4Setting) -> Option<Shortcoming> {
+    let (name, expected, consequence) = match setting {
+        Ipv4Setting::Forwarding => {
+            ("forwarding", "1", "packets of pods that come in by this link are dropped")
+        }
+        Ipv4Setting::LooseReversePath => {
+            ("rp_filter", "2", "packets that come in by this link may be dropped while a node's key rotates")
+        }
+    };
+    let wrong = ensure(&format!("net.ipv4.conf.{link}.{name}"), expected, consequence)?;
+    match netlink.execute_one(links::set_ipv4(link, setting)) {
         Ok(()) => None,
         Err(error) => {
-            tracing::debug!(%link, %error, "forwarding cannot be set by netlink either");
+            tracing::debug!(%link, %error, "{name} cannot be set by netlink either");
             Some(wrong)
         }
     }

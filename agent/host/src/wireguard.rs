@@ -1,4 +1,4 @@
-//! The WireGuard device's own settings: key, port and peers, kernel and user space alike.
+//! A WireGuard device's own settings: key, port and peers, kernel and user space alike.
 //!
 //! The one adapter of `wireguard-control`, which configures a device but leaves these to its caller: it gives a peer of
 //! many allowed IPs twice (the kernel splits it over messages), refuses a peer that fills more than one message, starts
@@ -15,7 +15,7 @@ use std::{
 };
 
 use ipnet::IpNet;
-use wg_overlay_mesh::{DEVICE, Implementation, ObservedPeer, PeerChange, PublicKey};
+use wg_overlay_mesh::{DEVICE, Implementation, Link, ObservedPeer, PeerChange, PublicKey};
 use wireguard_control::{
     AllowedIp, Backend, Device, DeviceUpdate, InterfaceName, Key, PeerConfigBuilder, PeerInfo,
 };
@@ -35,25 +35,29 @@ pub(crate) struct Settings {
 }
 
 /// Where a user-space device listens for its settings.
-pub(crate) fn socket_path() -> PathBuf {
-    PathBuf::from(format!("/var/run/wireguard/{DEVICE}.sock"))
+pub(crate) fn socket_path(device: Link) -> PathBuf {
+    PathBuf::from(format!("/var/run/wireguard/{device}.sock"))
 }
 
 /// Whether a process answers at the device's socket; a file left by one that ended does not.
-pub(crate) fn socket_is_live() -> bool {
-    UnixStream::connect(socket_path()).is_ok()
+pub(crate) fn socket_is_live(device: Link) -> bool {
+    UnixStream::connect(socket_path(device)).is_ok()
 }
 
+/// Which device, and who implements it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Target(pub(crate) Link, pub(crate) Implementation);
+
 /// Reads key, port and peers of the device.
-pub(crate) fn read(implementation: Implementation) -> io::Result<Settings> {
-    match implementation {
-        Implementation::Kernel => read_kernel(),
-        Implementation::UserSpace => uapi::read(),
+pub(crate) fn read(target: Target) -> io::Result<Settings> {
+    match target.1 {
+        Implementation::Kernel => read_kernel(target),
+        Implementation::UserSpace => uapi::read(target.0),
     }
 }
 
-fn read_kernel() -> io::Result<Settings> {
-    let mut device = device(Implementation::Kernel)?;
+fn read_kernel(target: Target) -> io::Result<Settings> {
+    let mut device = device(target)?;
     wipe(&mut device.private_key);
     let public_key = device.public_key.as_ref().and_then(|key| PublicKey::from_bytes(key.0).ok());
     let now = SystemTime::now();
@@ -63,7 +67,9 @@ fn read_kernel() -> io::Result<Settings> {
         wipe(&mut info.config.preshared_key);
         match PublicKey::from_bytes(info.config.public_key.0) {
             Ok(key) => merge(peers.entry(key).or_default(), &info, preshared, now),
-            Err(error) => tracing::warn!(device = DEVICE, %error, "a peer that no node can be is left alone"),
+            Err(error) => {
+                tracing::warn!(device = %target.0, %error, "a peer that no node can be is left alone")
+            }
         }
     }
     let listen_port = device.listen_port.unwrap_or_default();
@@ -71,8 +77,8 @@ fn read_kernel() -> io::Result<Settings> {
 }
 
 /// The device's private key, if it has one.
-pub(crate) fn read_private_key(implementation: Implementation) -> io::Result<Option<PrivateKey>> {
-    let key = device(implementation)?.private_key.filter(|key| *key != Key::zero());
+pub(crate) fn read_private_key(target: Target) -> io::Result<Option<PrivateKey>> {
+    let key = device(target)?.private_key.filter(|key| *key != Key::zero());
     key.map(PrivateKey::take).transpose().map_err(io::Error::other)
 }
 
@@ -87,37 +93,38 @@ pub(crate) fn other_ports() -> Vec<(String, u16)> {
     ports.filter(|(name, _)| name != DEVICE).collect()
 }
 
-pub(crate) fn set_key(implementation: Implementation, key: &PrivateKey) -> io::Result<()> {
-    apply(implementation, DeviceUpdate::new().set_private_key(key.to_library()))
+/// Sets the key, and takes all peers away: a session is of the key that it began with.
+pub(crate) fn set_key(target: Target, key: &PrivateKey) -> io::Result<()> {
+    apply(target, DeviceUpdate::new().set_private_key(key.to_library()).replace_peers())
 }
 
-pub(crate) fn set_listen_port(implementation: Implementation, port: u16) -> io::Result<()> {
-    apply(implementation, DeviceUpdate::new().set_listen_port(port))
+pub(crate) fn set_listen_port(target: Target, port: u16) -> io::Result<()> {
+    apply(target, DeviceUpdate::new().set_listen_port(port))
 }
 
 /// Adds and changes peers, in as few messages as they fit into. Gives the failed ones by position.
-pub(crate) fn set_peers(implementation: Implementation, changes: &[PeerChange]) -> Vec<(usize, io::Error)> {
-    each(implementation, changes, configs)
+pub(crate) fn set_peers(target: Target, changes: &[PeerChange]) -> Vec<(usize, io::Error)> {
+    each(target, changes, configs)
 }
 
 /// Removes peers, in as few messages as they fit into. Gives the failed ones by position.
-pub(crate) fn remove_peers(implementation: Implementation, keys: &[PublicKey]) -> Vec<(usize, io::Error)> {
-    each(implementation, keys, |key| vec![PeerConfigBuilder::new(&library_key(key)).remove()])
+pub(crate) fn remove_peers(target: Target, keys: &[PublicKey]) -> Vec<(usize, io::Error)> {
+    each(target, keys, |key| vec![PeerConfigBuilder::new(&library_key(key)).remove()])
 }
 
 /// All in one update; where that fails, one by one, to tell whose fault it is.
 fn each<T>(
-    implementation: Implementation,
+    target: Target,
     items: &[T],
     configs: impl Fn(&T) -> Vec<PeerConfigBuilder>,
 ) -> Vec<(usize, io::Error)> {
     let all: Vec<PeerConfigBuilder> = items.iter().flat_map(&configs).collect();
-    if apply(implementation, DeviceUpdate::new().add_peers(&all)).is_ok() {
+    if apply(target, DeviceUpdate::new().add_peers(&all)).is_ok() {
         return Vec::new();
     }
     let mut failed = Vec::new();
     for (at, item) in items.iter().enumerate() {
-        if let Err(error) = apply(implementation, DeviceUpdate::new().add_peers(&configs(item))) {
+        if let Err(error) = apply(target, DeviceUpdate::new().add_peers(&configs(item))) {
             failed.push((at, error));
         }
     }
@@ -166,23 +173,23 @@ fn age(now: SystemTime, then: SystemTime) -> Duration {
     now.duration_since(then).unwrap_or_default()
 }
 
-fn device(implementation: Implementation) -> io::Result<Device> {
-    Device::get(&interface()?, backend(implementation)?)
+fn device(target: Target) -> io::Result<Device> {
+    Device::get(&interface(target)?, backend(target)?)
 }
 
-fn apply(implementation: Implementation, update: DeviceUpdate) -> io::Result<()> {
-    update.apply(&interface()?, backend(implementation)?)
+fn apply(target: Target, update: DeviceUpdate) -> io::Result<()> {
+    update.apply(&interface(target)?, backend(target)?)
 }
 
-fn interface() -> io::Result<InterfaceName> {
-    Ok(DEVICE.parse::<InterfaceName>()?)
+fn interface(target: Target) -> io::Result<InterfaceName> {
+    Ok(target.0.name().parse::<InterfaceName>()?)
 }
 
 /// The library's backend. Its user-space one starts `wireguard-go` where nothing answers at the socket.
-fn backend(implementation: Implementation) -> io::Result<Backend> {
+fn backend(Target(device, implementation): Target) -> io::Result<Backend> {
     match implementation {
         Implementation::Kernel => Ok(Backend::Kernel),
-        Implementation::UserSpace => UnixStream::connect(socket_path()).map(|_| Backend::Userspace),
+        Implementation::UserSpace => UnixStream::connect(socket_path(device)).map(|_| Backend::Userspace),
     }
 }
 
@@ -207,6 +214,7 @@ mod tests {
 
     fn change(nets: BTreeSet<IpNet>, replace: bool) -> PeerChange {
         PeerChange {
+            device: Link::Device,
             public_key: PrivateKey::generate().public_key(),
             node: "node".into(),
             add: true,

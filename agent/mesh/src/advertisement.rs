@@ -5,7 +5,9 @@ use std::{
     net::IpAddr,
 };
 
-use crate::{DEFAULT_LISTEN_PORT, EndpointError, EndpointSpec, KeyError, PublicKey, prefix::is_routable};
+use crate::{
+    DEFAULT_LISTEN_PORT, EndpointError, EndpointSpec, KeyError, PublicKey, Rotation, prefix::is_routable,
+};
 
 /// The names of the annotations.
 pub mod annotation {
@@ -13,6 +15,10 @@ pub mod annotation {
     pub const PREFIX: &str = "wg-overlay.io/";
     /// The WireGuard public key, base64. Written by the agent.
     pub const PUBLIC_KEY: &str = "wg-overlay.io/public-key";
+    /// The public key that the node changes to at its next rotation, base64. Written by the agent.
+    pub const NEXT_PUBLIC_KEY: &str = "wg-overlay.io/next-public-key";
+    /// `away` or `back` while the node's key rotates. Written by the agent.
+    pub const ROTATION: &str = "wg-overlay.io/rotation";
     /// The overlay addresses, comma-separated. Written by the agent.
     pub const OVERLAY_IPS: &str = "wg-overlay.io/overlay-ips";
     /// The UDP port WireGuard listens on. Written by the agent.
@@ -43,6 +49,10 @@ const MAX_VALUE: usize = 300;
 pub struct Advertisement {
     /// Its WireGuard public key.
     pub public_key: PublicKey,
+    /// The key it changes to next.
+    pub next_key: Option<PublicKey>,
+    /// How far the change has come.
+    pub rotation: Option<Rotation>,
     /// Its overlay addresses.
     pub overlay_ips: BTreeSet<IpAddr>,
     /// The UDP port it listens on.
@@ -69,6 +79,9 @@ pub enum AdvertisementError {
         /// What is wrong with it.
         error: KeyError,
     },
+    /// The word for a rotation is none.
+    #[error("annotation wg-overlay.io/rotation: expected away or back")]
+    Rotation,
     /// The endpoint is none.
     #[error("annotation wg-overlay.io/endpoint: {0}")]
     Endpoint(EndpointError),
@@ -101,6 +114,13 @@ impl Advertisement {
             .ok_or(AdvertisementError::NoPublicKey)?;
         let public_key = PublicKey::parse(key)
             .map_err(|error| AdvertisementError::PublicKey { annotation: key_name, error })?;
+        let next_key =
+            value(annotations, annotation::NEXT_PUBLIC_KEY)?.map(PublicKey::parse).transpose().map_err(
+                |error| AdvertisementError::PublicKey { annotation: annotation::NEXT_PUBLIC_KEY, error },
+            )?;
+        let rotation = value(annotations, annotation::ROTATION)?
+            .map(|word| Rotation::parse(word).ok_or(AdvertisementError::Rotation))
+            .transpose()?;
         let overlay_ips = match either(annotations, annotation::OVERLAY_IPS, annotation::LEGACY_OVERLAY_IP)? {
             Some((name, text)) => parse_addresses(text).ok_or(AdvertisementError::OverlayIps(name))?,
             None => BTreeSet::new(),
@@ -113,6 +133,8 @@ impl Advertisement {
         let keepalive = number(annotations, annotation::PERSISTENT_KEEPALIVE, 0, u16::MAX.into())?;
         Ok(Self {
             public_key,
+            next_key,
+            rotation,
             overlay_ips,
             listen_port: port.and_then(|p| u16::try_from(p).ok()).unwrap_or(DEFAULT_LISTEN_PORT),
             mtu: number(annotations, annotation::MTU, 576, u16::MAX.into())?,
@@ -129,6 +151,8 @@ impl Advertisement {
             (annotation::OVERLAY_IPS.to_owned(), ips.join(",")),
             (annotation::LISTEN_PORT.to_owned(), self.listen_port.to_string()),
         ]);
+        out.extend(self.next_key.map(|key| (annotation::NEXT_PUBLIC_KEY.to_owned(), key.to_string())));
+        out.extend(self.rotation.map(|rotation| (annotation::ROTATION.to_owned(), rotation.to_string())));
         out.extend(self.mtu.map(|mtu| (annotation::MTU.to_owned(), mtu.to_string())));
         if legacy {
             out.insert(annotation::LEGACY_PUBLIC_KEY.to_owned(), self.public_key.to_string());
@@ -223,6 +247,9 @@ mod tests {
             (annotation::PUBLIC_KEY, "not base64 at all, and 44 characters long.."),
             (annotation::PUBLIC_KEY, "AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA="),
             (annotation::PUBLIC_KEY, long.as_str()),
+            (annotation::NEXT_PUBLIC_KEY, "c2hvcnQ="),
+            (annotation::ROTATION, "Away"),
+            (annotation::ROTATION, ""),
             (annotation::OVERLAY_IPS, ""),
             (annotation::OVERLAY_IPS, "10.0.0.1,"),
             (annotation::OVERLAY_IPS, "::ffff:10.0.0.1"),
@@ -247,10 +274,11 @@ mod tests {
 
     proptest! {
         #[test]
-        fn any_text_gives_an_answer_and_never_a_panic(texts in proptest::collection::vec(".{0,400}", 6)) {
+        fn any_text_gives_an_answer_and_never_a_panic(texts in proptest::collection::vec(".{0,400}", 8)) {
             let names = [
                 annotation::PUBLIC_KEY, annotation::OVERLAY_IPS, annotation::LISTEN_PORT, annotation::MTU,
-                annotation::ENDPOINT, annotation::PERSISTENT_KEEPALIVE,
+                annotation::ENDPOINT, annotation::PERSISTENT_KEEPALIVE, annotation::NEXT_PUBLIC_KEY,
+                annotation::ROTATION,
             ];
             let annotations = names.iter().map(|n| (*n).to_owned()).zip(texts).collect();
             let _ = Advertisement::parse(&annotations);
@@ -258,13 +286,14 @@ mod tests {
 
         #[test]
         fn what_an_agent_writes_is_what_others_read(
-            key in any::<[u8; 32]>(), v4 in any::<u32>(), port in 1u16.., mtu in 576u32..=65535, legacy: bool,
+            key in any::<[u8; 32]>(), next in any::<[u8; 32]>(), away: bool, v4 in any::<u32>(), port in 1u16.., mtu in 576u32..=65535, legacy: bool,
         ) {
             prop_assume!(PublicKey::from_bytes(key).is_ok());
             let ip = IpAddr::from(std::net::Ipv4Addr::from_bits(v4));
             prop_assume!(is_routable(&ip));
             let ad = Advertisement {
-                public_key: PublicKey::from_bytes(key).unwrap(), overlay_ips: BTreeSet::from([ip]), listen_port: port,
+                public_key: PublicKey::from_bytes(key).unwrap(), next_key: PublicKey::from_bytes(next).ok(),
+                rotation: away.then_some(Rotation::Away), overlay_ips: BTreeSet::from([ip]), listen_port: port,
                 mtu: Some(mtu), endpoint: None, persistent_keepalive: None,
             };
             prop_assert_eq!(Advertisement::parse(&ad.annotations(legacy)), Ok(ad));

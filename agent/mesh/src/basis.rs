@@ -9,12 +9,13 @@ use std::{
 use ipnet::IpNet;
 
 use crate::{
-    Advertisement, BRIDGE_LINK_LOCAL, DesiredBridge, DesiredDevice, DesiredPeer, DesiredRoute, DesiredState,
-    EndpointSource, Firewall, IPV6_MINIMUM_MTU, KeepaliveSetting, Local, LocalProblem, MtuSetting,
-    NodeRecord, ObservedState, PublicKey, Reason, Settings, Underlay,
+    Advertisement, BRIDGE_LINK_LOCAL, DesiredBridge, DesiredDevice, DesiredNext, DesiredPeer, DesiredRoute,
+    DesiredState, EndpointSource, Firewall, IPV6_MINIMUM_MTU, KeepaliveSetting, Link, Local, LocalProblem,
+    MtuSetting, NodeRecord, ObservedState, Pair, PublicKey, ROTATION_KEEPALIVE, Reason, Rotation, Settings,
+    Underlay, annotation,
     claim::{Claim, Known, addresses, first_of_each_family},
     decide::underlay_link,
-    first_host, overlaps, overlay_mtu,
+    first_host, next_port, overlaps, overlay_mtu,
     prefix::{host_prefix, same_family},
     reach::Reach,
 };
@@ -27,6 +28,8 @@ const NAT_KEEPALIVE: u16 = 25;
 #[derive(Debug)]
 pub(crate) struct Basis {
     public_key: PublicKey,
+    next_key: Option<PublicKey>,
+    rotation: Option<Rotation>,
     max_mtu: u32,
     settings: Settings,
     record: NodeRecord,
@@ -77,6 +80,8 @@ impl Basis {
         let mtu = mtu.min(local.max_mtu).max(minimum);
         let advertisement = Advertisement {
             public_key: local.public_key,
+            next_key: local.next_key,
+            rotation: local.rotation,
             overlay_ips,
             listen_port: settings.listen_port,
             mtu: Some(mtu),
@@ -86,6 +91,8 @@ impl Basis {
         let node = Arc::from(local.node_name.as_str());
         Ok(Self {
             public_key: local.public_key,
+            next_key: local.next_key,
+            rotation: local.rotation,
             max_mtu: local.max_mtu,
             settings: settings.clone(),
             record: record.clone(),
@@ -102,6 +109,8 @@ impl Basis {
     pub(crate) fn holds(&self, local: &Local, record: &NodeRecord, observed: &ObservedState) -> bool {
         *self.own.node == *local.node_name
             && self.public_key == local.public_key
+            && self.next_key == local.next_key
+            && self.rotation == local.rotation
             && self.max_mtu == local.max_mtu
             && self.settings == local.settings
             && self.record == *record
@@ -193,12 +202,8 @@ impl Basis {
             .iter()
             .filter_map(|net| first_host(net).and_then(|ip| IpNet::new(ip, net.prefix_len()).ok()));
         DesiredState {
-            device: DesiredDevice {
-                public_key: self.public_key,
-                listen_port: settings.listen_port,
-                mtu: self.mtu,
-                addresses: overlay_ips.iter().map(|ip| host_prefix(*ip)).collect(),
-            },
+            device: self.device(self.public_key, settings.listen_port),
+            next: self.rotation.and(self.next_device()),
             bridge: DesiredBridge {
                 mtu: self.mtu,
                 addresses: gateways.chain(self.ipv6.then_some(BRIDGE_LINK_LOCAL)).collect(),
@@ -218,12 +223,53 @@ impl Basis {
         }
     }
 
+    fn device(&self, public_key: PublicKey, listen_port: u16) -> DesiredDevice {
+        DesiredDevice {
+            public_key,
+            listen_port,
+            mtu: self.mtu,
+            addresses: self.advertisement.overlay_ips.iter().map(|ip| host_prefix(*ip)).collect(),
+        }
+    }
+
+    /// The second device, without peers.
+    pub(crate) fn next_device(&self) -> Option<DesiredNext> {
+        let device = self.device(self.next_key?, next_port(self.settings.listen_port));
+        Some(DesiredNext { device, peers: BTreeMap::new(), pairs: BTreeMap::new() })
+    }
+
+    /// How far this node's own rotation has come for its pairs. They move home only once the view shows what this node says of
+    /// itself: it then shows all that was written before, and so each Node that moved away without knowing of that.
+    fn own_rotation(&self) -> Option<Rotation> {
+        let said = self.record.annotations.get(annotation::ROTATION).and_then(|word| Rotation::parse(word));
+        match self.rotation {
+            Some(Rotation::Back) if said != self.rotation => Some(Rotation::Away),
+            rotation => rotation,
+        }
+    }
+
+    /// The second key of a Node that this one speaks with by the second device, and how far that has come.
+    pub(crate) fn rotation(&self, claim: &Claim) -> Option<(PublicKey, Rotation)> {
+        // a Node that says it has a key of ours is believed none
+        let foreign = |key: &PublicKey| Some(*key) != self.next_key && *key != self.public_key;
+        let key = claim.next_key.filter(foreign)?;
+        self.next_key?;
+        Some((key, self.own_rotation().into_iter().chain(claim.rotation).min()?))
+    }
+
+    /// Whether this node's own key rotates.
+    pub(crate) fn rotates(&self) -> bool {
+        self.rotation.is_some()
+    }
+
     /// Adds a peer and its routes. While a name has no answer, the kernel may still know the way: `found`.
+    /// `next` is what [`Self::rotation`] gave, where no other Node claims that key.
     pub(crate) fn add_peer(
         &self,
         claim: &Claim,
         endpoint: Option<(SocketAddr, EndpointSource)>,
         found: Option<SocketAddr>,
+        next: Option<(PublicKey, Rotation)>,
         desired: &mut DesiredState,
     ) {
         let path = self.path_mtu(claim, endpoint.map(|(e, _)| e).or(found).map(|e| e.ip()));
@@ -242,7 +288,20 @@ impl Basis {
             }
         };
         let allowed_ips = claim.prefixes().collect();
-        let peer = DesiredPeer { node: claim.node.clone(), endpoint, allowed_ips, keepalive };
+        let mut peer = DesiredPeer { node: claim.node.clone(), endpoint, allowed_ips, keepalive };
+        if let Some((key, rotation)) = next {
+            let mut other = peer.clone();
+            let port = |socket: SocketAddr| SocketAddr::new(socket.ip(), next_port(socket.port()));
+            other.endpoint = endpoint.map(|(socket, source)| (port(socket), source));
+            let pair = Pair { home: claim.key, rotation, peer: claim.rotation };
+            let goal = if pair.goal() == Link::Next { &mut other } else { &mut peer };
+            goal.keepalive = ROTATION_KEEPALIVE;
+            desired.next = desired.next.take().or_else(|| self.next_device());
+            if let Some(next) = &mut desired.next {
+                next.peers.insert(key, other);
+                next.pairs.insert(key, pair);
+            }
+        }
         desired.peers.insert(claim.key, peer);
     }
 

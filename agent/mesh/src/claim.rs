@@ -4,7 +4,7 @@ use std::{net::IpAddr, sync::Arc};
 
 use ipnet::IpNet;
 
-use crate::{Advertisement, EndpointSpec, NodeRecord, PublicKey, Reason, prefix::host_prefix};
+use crate::{Advertisement, EndpointSpec, NodeRecord, PublicKey, Reason, Rotation, prefix::host_prefix};
 
 /// A Node, as far as its record and what holds for every Node say.
 #[derive(Debug)]
@@ -23,6 +23,8 @@ pub(crate) struct Claim {
     pub(crate) node: Arc<str>,
     pub(crate) created: i64,
     pub(crate) key: PublicKey,
+    pub(crate) next_key: Option<PublicKey>,
+    pub(crate) rotation: Option<Rotation>,
     pub(crate) listen_port: u16,
     pub(crate) mtu: Option<u32>,
     pub(crate) keepalive: Option<u16>,
@@ -48,6 +50,8 @@ impl Claim {
             node,
             created: record.created,
             key: advertisement.public_key,
+            next_key: advertisement.next_key,
+            rotation: advertisement.rotation,
             listen_port: advertisement.listen_port,
             mtu: advertisement.mtu,
             keepalive: advertisement.persistent_keepalive,

@@ -11,7 +11,9 @@ use std::{cmp::Reverse, collections::BTreeMap, net::IpAddr, sync::Arc};
 
 use ipnet::IpNet;
 
-use crate::{IpNets, ObservedState, Reason, Resolved, claim::Claim, index::Index, overlaps, reach::Reach};
+use crate::{
+    IpNets, ObservedState, PublicKey, Reason, Resolved, claim::Claim, index::Index, overlaps, reach::Reach,
+};
 
 /// What decides between claims.
 pub(crate) struct Evidence<'a> {
@@ -56,7 +58,8 @@ pub(crate) fn settle<'a>(
 }
 
 impl Evidence<'_> {
-    /// Leaves of the claims to one key that of the Node which is programmed with it, if there is just one.
+    /// Leaves of the claims to one key that of the Node which is programmed with it, if there is just one. A next key is
+    /// public before it is used: who copies it once the second device holds it comes too late.
     fn settle_keys<'a>(
         &self,
         own: &Claim,
@@ -67,14 +70,15 @@ impl Evidence<'_> {
         let (mut settled, mut refused) = (Vec::with_capacity(claims.len()), Vec::new());
         for claims in claims.chunk_by(|a, b| a.key == b.key) {
             let contested = claims.len() > 1;
-            let holder = if contested { self.key_holder(claims) } else { None };
+            let holder = if contested { self.key_holder(claims).map(|holder| &holder.node) } else { None };
+            let holder = claims.first().and_then(|claim| self.next_key_holder(claim.key)).or(holder);
             for claim in claims {
                 if claim.key == own.key {
                     refused.push((*claim, Reason::OwnKey));
-                } else if !contested || holder.is_some_and(|holder| holder.node == claim.node) {
+                } else if holder.map_or(!contested, |holder| *holder == claim.node) {
                     settled.push(Believed { claim, contested });
                 } else {
-                    let holder = holder.map(|holder| holder.node.to_string());
+                    let holder = holder.map(ToString::to_string);
                     refused.push((*claim, Reason::DuplicateKey { holder }));
                 }
             }
@@ -86,6 +90,16 @@ impl Evidence<'_> {
     fn key_holder<'a>(&self, claims: &[&'a Claim]) -> Option<&'a Claim> {
         let programmed = claims.iter().filter(|c| c.prefixes().any(|net| self.is_in_kernel(c, &net)));
         programmed.min_by_key(|c| (Reverse(self.likeness(c)), c.age())).copied()
+    }
+
+    /// The Node that the second device holds a key for.
+    fn next_key_holder(&self, key: PublicKey) -> Option<&Arc<str>> {
+        let peer = self.observed.next.as_ref()?.peers.get(&key)?;
+        let has = |net: &IpNet, node: &Arc<str>| match self.holders.get(net) {
+            Some(holder) => holder == node,
+            None => self.index.overlapping(net).any(|other| other == node),
+        };
+        self.index.with_key(key).find(|node| peer.allowed_ips.iter().any(|net| has(net, node)))
     }
 
     /// Whether the claim's prefixes are those that the kernel has at its key, and whether its endpoint is.

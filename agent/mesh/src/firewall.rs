@@ -9,7 +9,7 @@ mod handshakes;
 use ipnet::IpNet;
 
 use self::family::Family;
-use crate::{BRIDGE, DEVICE, Firewall, TABLE};
+use crate::{BRIDGE, DEVICE, Firewall, NEXT_DEVICE, TABLE, next_port};
 
 pub use self::handshakes::{UNANSWERED, UNANSWERED_SETS};
 
@@ -60,7 +60,7 @@ fn sets(families: &[Family]) -> Vec<String> {
 /// What pods may not send to. Asked before DNAT, since this node may be the router that forwards a peer's public port,
 /// and after it, since a Service's endpoint can be a node's port.
 fn tunnel_port(firewall: &Firewall) -> Vec<String> {
-    let to_this_node = format!("udp dport {} fib daddr type local", firewall.listen_port);
+    let to_this_node = format!("udp dport {} fib daddr type local", tunnel_ports(firewall));
     let targets = ["ip daddr . udp dport @endpoints4", "ip6 daddr . udp dport @endpoints6", &to_this_node];
     vec![
         block("chain tunnel_port", targets.map(|target| format!("{target} counter name pod_to_tunnel drop"))),
@@ -71,7 +71,9 @@ fn tunnel_port(firewall: &Firewall) -> Vec<String> {
 
 /// From another node's pods too: the tunnel never carries the tunnel.
 fn to_tunnel_port(when: &str) -> String {
-    format!(r#"iifname {{ "{DEVICE}", "{BRIDGE}" }} meta l4proto udp jump tunnel_port comment "{when}""#)
+    format!(
+        r#"iifname {{ "{DEVICE}", "{NEXT_DEVICE}", "{BRIDGE}" }} meta l4proto udp jump tunnel_port comment "{when}""#
+    )
 }
 
 /// Before connection tracking. If the tunnel's UDP were a tracked flow, a pod's masqueraded flow to the same peer
@@ -80,7 +82,7 @@ fn to_tunnel_port(when: &str) -> String {
 /// Each encrypted packet passes here, and is asked as little as can be: whether it came by one of our links or a pod's,
 /// whether a pod's address is its source, and whether it is a handshake.
 fn raw(firewall: &Firewall, families: &[Family]) -> [String; 3] {
-    let port = firewall.listen_port;
+    let ports = tunnel_ports(firewall);
     let mut prerouting = vec![
         format!("iifname {} goto from_own_links", own_links()),
         // a frame to 01:80:c2:00:00:0e, for one, is handed up by no chain of the bridge's (br_handle_frame, net/bridge)
@@ -97,9 +99,9 @@ fn raw(firewall: &Firewall, families: &[Family]) -> [String; 3] {
         prerouting.extend(families.iter().map(drop));
     }
     prerouting.push(format!(
-        r#"udp dport {port} fib daddr type local notrack goto tunnel_in comment "the tunnel, in""#
+        r#"udp dport {ports} fib daddr type local notrack goto tunnel_in comment "the tunnel, in""#
     ));
-    let output = format!(r#"udp sport {port} notrack goto tunnel_out comment "the tunnel, out""#);
+    let output = format!(r#"udp sport {ports} notrack goto tunnel_out comment "the tunnel, out""#);
     [
         block("chain from_own_links", [to_tunnel_port("before DNAT")]),
         hook("raw_prerouting", "filter hook prerouting priority raw", prerouting),
@@ -111,7 +113,7 @@ fn raw(firewall: &Firewall, families: &[Family]) -> [String; 3] {
 /// net/netfilter/nft_rt.c), so one expression serves both directions; it never raises a value.
 fn mss_clamp() -> String {
     let clamp = |link: &str| {
-        format!(r#"{link} "{DEVICE}" tcp flags & (syn | rst) == syn tcp option maxseg size set rt mtu"#)
+        format!(r#"{link} {} tcp flags & (syn | rst) == syn tcp option maxseg size set rt mtu"#, devices())
     };
     hook("mss_clamp", "filter hook forward priority mangle", [clamp("iifname"), clamp("oifname")])
 }
@@ -131,7 +133,8 @@ fn source_nat(firewall: &Firewall, families: &[Family]) -> Vec<String> {
                 format!("snat {ip} to {overlay} fully-random"),
             ],
         ));
-        rules.push(format!(r#"oifname "{DEVICE}" {ip} saddr != @cluster{digit} goto tunnel_source{digit}"#));
+        let devices = devices();
+        rules.push(format!("oifname {devices} {ip} saddr != @cluster{digit} goto tunnel_source{digit}"));
     }
     if firewall.masquerade && !families.is_empty() {
         chains.push(block(
@@ -160,11 +163,22 @@ fn source_nat(firewall: &Firewall, families: &[Family]) -> Vec<String> {
 /// free one, and the flow that got it would lose its replies to WireGuard.
 fn ports_beside(listen_port: u16) -> String {
     const UNPRIVILEGED: u16 = 1024;
+    let [first, last] = both_ports(listen_port);
     if listen_port > u16::MAX / 2 {
-        format!("{UNPRIVILEGED}-{}", listen_port - 1)
+        format!("{UNPRIVILEGED}-{}", first - 1)
     } else {
-        format!("{}-{}", UNPRIVILEGED.max(listen_port + 1), u16::MAX)
+        format!("{}-{}", UNPRIVILEGED.max(last + 1), u16::MAX)
     }
+}
+
+/// The ports of both devices, the smaller first.
+fn both_ports(listen_port: u16) -> [u16; 2] {
+    let next = next_port(listen_port);
+    [listen_port.min(next), listen_port.max(next)]
+}
+
+fn tunnel_ports(firewall: &Firewall) -> String {
+    both_ports(firewall.listen_port).map(|port| port.to_string()).join("-")
 }
 
 /// Fail closed: after DNAT for what comes in, after source NAT for what goes out. What has no conntrack entry passes
@@ -203,7 +217,11 @@ fn plaintext(firewall: &Firewall, families: &[Family]) -> [String; 4] {
 }
 
 fn own_links() -> String {
-    format!(r#"{{ "lo", "{DEVICE}", "{BRIDGE}" }}"#)
+    format!(r#"{{ "lo", "{DEVICE}", "{NEXT_DEVICE}", "{BRIDGE}" }}"#)
+}
+
+fn devices() -> String {
+    format!(r#"{{ "{DEVICE}", "{NEXT_DEVICE}" }}"#)
 }
 
 fn prefix_set(name: &str, kind: &str, prefixes: &[IpNet]) -> String {

@@ -31,11 +31,17 @@ pub(crate) struct Index {
 }
 
 impl Index {
-    /// Takes in a Node that may be reached at these sockets.
-    pub(crate) fn insert(&mut self, node: &Arc<str>, known: &Known, sockets: &BTreeSet<SocketAddr>) {
+    /// Takes in a Node that may be reached at these sockets, and the second key that it uses.
+    pub(crate) fn insert(
+        &mut self,
+        node: &Arc<str>,
+        known: &Known,
+        next_key: Option<PublicKey>,
+        sockets: &BTreeSet<SocketAddr>,
+    ) {
         self.add_residents(node, known.created, &known.addresses);
         let Ok(claim) = &known.claim else { return };
-        self.keys.insert((claim.key, node.clone()));
+        self.keys.extend([Some(claim.key), next_key].into_iter().flatten().map(|key| (key, node.clone())));
         for net in claim.prefixes() {
             if self.prefixes.insert((net.network(), net.prefix_len(), node.clone())) {
                 count(&mut self.lengths, length(&net));
@@ -46,12 +52,20 @@ impl Index {
     }
 
     /// Takes out what was taken in.
-    pub(crate) fn remove(&mut self, node: &Arc<str>, known: &Known, sockets: &BTreeSet<SocketAddr>) {
+    pub(crate) fn remove(
+        &mut self,
+        node: &Arc<str>,
+        known: &Known,
+        next_key: Option<PublicKey>,
+        sockets: &BTreeSet<SocketAddr>,
+    ) {
         for ip in &known.addresses {
             self.residents.remove(&(*ip, known.created, node.clone()));
         }
         let Ok(claim) = &known.claim else { return };
-        self.keys.remove(&(claim.key, node.clone()));
+        for key in [Some(claim.key), next_key].into_iter().flatten() {
+            self.keys.remove(&(key, node.clone()));
+        }
         for net in claim.prefixes() {
             if self.prefixes.remove(&(net.network(), net.prefix_len(), node.clone())) {
                 discount(&mut self.lengths, &length(&net));

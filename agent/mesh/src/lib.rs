@@ -29,6 +29,7 @@ mod reach;
 mod refusal;
 mod render;
 mod renew;
+mod rotation;
 mod settings;
 mod state;
 mod step;
@@ -44,18 +45,23 @@ pub use mtu::{IPV6_MINIMUM_MTU, WIREGUARD_OVERHEAD, overlay_mtu};
 pub use nets::IpNets;
 pub use observed::{
     HostChain, HostChainState, Implementation, ObservedBridge, ObservedDevice, ObservedFirewall,
-    ObservedPeer, ObservedRoute, ObservedState, Underlay, UnderlayLink, UnderlayRoute,
+    ObservedNext, ObservedPeer, ObservedRoute, ObservedState, Underlay, UnderlayLink, UnderlayRoute,
 };
 pub use plan::{cleanup, plan, plan_touched};
 pub use prefix::{first_host, overlaps};
 pub use refusal::{LocalProblem, Reason, Refusal};
 pub use renew::renewals;
+pub use rotation::{Pair, ROTATION_KEEPALIVE, Rotation};
 pub use settings::{KeepaliveSetting, Local, MtuSetting, Resolved, Settings};
-pub use state::{DesiredBridge, DesiredDevice, DesiredPeer, DesiredRoute, DesiredState, Firewall, Link};
+pub use state::{
+    DesiredBridge, DesiredDevice, DesiredNext, DesiredPeer, DesiredRoute, DesiredState, Firewall, Link,
+};
 pub use step::{PeerChange, Plan, Step};
 
 /// The name of the WireGuard device.
 pub const DEVICE: &str = "wgo0";
+/// The name of the second WireGuard device, which is there while a key rotates.
+pub const NEXT_DEVICE: &str = "wgo1";
 /// The name of the bridge that pods are attached to.
 pub const BRIDGE: &str = "wgobr0";
 /// The bridge's link-local address, where pods have IPv6. The kernel makes one too, but checks it for duplicates once the
@@ -72,3 +78,8 @@ pub const TABLE: &str = "wg-overlay";
 pub const UNREACHABLE_METRIC: u32 = u32::MAX;
 /// The port WireGuard listens on when nothing else is said.
 pub const DEFAULT_LISTEN_PORT: u16 = 51820;
+
+/// The port that a node's second device listens on: beside that of the first.
+pub const fn next_port(listen_port: u16) -> u16 {
+    if listen_port == u16::MAX { listen_port - 1 } else { listen_port + 1 }
+}

@@ -18,9 +18,10 @@ use ipnet::IpNet;
 use crate::{
     Cluster, Decision, Local, LocalProblem, NodeRecord, ObservedState, PublicKey, Refusal, Resolved,
     basis::Basis,
-    claim::Known,
+    claim::{Claim, Known},
     conflict::{Believed, Evidence, settle},
     index::Index,
+    next_port,
 };
 
 /// What is different since the last update.
@@ -175,12 +176,12 @@ impl Mesh {
         }
         let before = self.nodes.remove_entry(name);
         if let Some((node, known)) = &before {
-            self.index.remove(node, known, &sockets(basis, known));
+            self.index.remove(node, known, next_key(basis, known), &sockets(basis, known));
         }
         if let Some(record) = record {
             let node = before.as_ref().map_or_else(|| Arc::from(name), |(node, _)| node.clone());
             let known = basis.read(&node, record);
-            self.index.insert(&node, &known, &sockets(basis, &known));
+            self.index.insert(&node, &known, next_key(basis, &known), &sockets(basis, &known));
             self.nodes.insert(node, known);
         }
         before
@@ -203,6 +204,10 @@ impl Mesh {
         let held = self.add(basis, &self.nodes, holders, observed, &mut decision);
         decision.holders.extend(held);
         rebuild(&mut decision.desired.peers);
+        if let Some(next) = &mut decision.desired.next {
+            rebuild(&mut next.peers);
+            rebuild(&mut next.pairs);
+        }
         rebuild(&mut decision.desired.routes);
         rebuild(&mut decision.holders);
         let differs = |(net, node): &(&IpNet, &Arc<str>)| decision.holders.get(*net) != Some(node);
@@ -210,6 +215,17 @@ impl Mesh {
         let new = decision.holders.iter().filter(|(net, node)| holders.get(*net) != Some(node));
         self.moved = gone.chain(new.map(|(net, _)| *net)).collect();
         decision
+    }
+
+    /// Whether this Node has its next key: what the second device holds stays, then a Node that has the key already comes
+    /// before one that has it next, and the older before the younger.
+    fn has_next_key(&self, key: PublicKey, claim: &Claim, observed: &ObservedState) -> bool {
+        let programmed = observed.next.as_ref().and_then(|next| next.peers.get(&key));
+        let held =
+            |c: &Claim| programmed.is_some_and(|p| c.prefixes().any(|net| p.allowed_ips.contains(&net)));
+        let claims = self.index.with_key(key).filter_map(|node| self.nodes.get(node)?.claim.as_ref().ok());
+        let first = claims.min_by_key(|c| (!held(c), c.key != key, c.age()));
+        first.is_none_or(|first| first.node == claim.node)
     }
 
     /// Settles the claims of these Nodes and adds what comes of them. Gives who then holds which prefix.
@@ -245,7 +261,9 @@ impl Mesh {
                         decision.unresolved.insert(claim.node.to_string(), spec.to_string());
                     }
                     let found = observed.peers.get(&claim.key).and_then(|p| p.endpoint);
-                    basis.add_peer(claim, endpoint, found, &mut decision.desired);
+                    let next =
+                        basis.rotation(claim).filter(|(key, _)| self.has_next_key(*key, claim, observed));
+                    basis.add_peer(claim, endpoint, found, next, &mut decision.desired);
                 }
                 Err(reason) => drop(refuse(&claim.node, reason)),
             }
@@ -260,7 +278,18 @@ pub(crate) fn rebuild<T: Default + IntoIterator + FromIterator<T::Item>>(tree: &
     *tree = std::mem::take(tree).into_iter().collect();
 }
 
+/// The second key of a Node, while this node speaks with it by the second device.
+fn next_key(basis: &Basis, known: &Known) -> Option<PublicKey> {
+    known.claim.as_ref().ok().and_then(|claim| basis.rotation(claim)).map(|(key, _)| key)
+}
+
 /// The sockets of a Node that pods may not send to.
 fn sockets(basis: &Basis, known: &Known) -> BTreeSet<SocketAddr> {
-    known.claim.as_ref().map(|claim| basis.reach().guarded(claim)).unwrap_or_default()
+    let Ok(claim) = &known.claim else { return BTreeSet::new() };
+    let mut sockets = basis.reach().guarded(claim);
+    if basis.rotation(claim).is_some() {
+        let second = |socket: &SocketAddr| SocketAddr::new(socket.ip(), next_port(socket.port()));
+        sockets.extend(sockets.iter().map(second).collect::<Vec<_>>());
+    }
+    sockets
 }

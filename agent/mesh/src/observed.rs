@@ -9,13 +9,15 @@ use std::{
 
 use ipnet::IpNet;
 
-use crate::{IpNets, PublicKey};
+use crate::{IpNets, Link, PublicKey};
 
 /// Everything of ours that was found on this node, and the underlay beneath it.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct ObservedState {
     /// The WireGuard device, if its link exists.
     pub device: Option<ObservedDevice>,
+    /// The second device, if its link exists.
+    pub next: Option<ObservedNext>,
     /// The bridge, if its link exists.
     pub bridge: Option<ObservedBridge>,
     /// Our unreachable routes.
@@ -54,6 +56,15 @@ pub struct ObservedDevice {
     pub public_key: Option<PublicKey>,
     /// The port it listens on; 0 where it has none.
     pub listen_port: u16,
+}
+
+/// The second WireGuard device as it is.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ObservedNext {
+    /// The device itself.
+    pub device: ObservedDevice,
+    /// Its peers.
+    pub peers: BTreeMap<PublicKey, ObservedPeer>,
 }
 
 /// Who implements the device.
@@ -113,8 +124,8 @@ pub struct ObservedPeer {
 /// A route of ours as it is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct ObservedRoute {
-    /// Whether it leads into the device (it may be left from a device of before).
-    pub through_device: bool,
+    /// The device it leads into; `None` where it is left from a device of before.
+    pub through: Option<Link>,
     /// Its preferred source.
     pub source: Option<IpAddr>,
     /// Its MTU metric in bytes.

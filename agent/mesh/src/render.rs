@@ -2,7 +2,7 @@
 
 use std::{collections::BTreeSet, fmt};
 
-use crate::{PeerChange, Plan, Step};
+use crate::{Link, PeerChange, Plan, Step};
 
 impl fmt::Display for Plan {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -30,18 +30,20 @@ impl fmt::Display for Step {
             Self::MarkLink(link) => write!(f, "mark link {link} as ours"),
             Self::SetBridgeNetfilter => write!(f, "let bridged packets of {} pass netfilter", crate::BRIDGE),
             Self::SetMtu(link, mtu) => write!(f, "set MTU of {link} to {mtu}"),
-            Self::SetKey(key) => write!(f, "set key of {} to that of {}", crate::DEVICE, key.short()),
-            Self::SetListenPort(port) => write!(f, "set listen port of {} to {port}", crate::DEVICE),
+            Self::SetKey(link, key) => write!(f, "set key of {link} to that of {}", key.short()),
+            Self::SetListenPort(link, port) => write!(f, "set listen port of {link} to {port}"),
             Self::AddAddress(link, net) => write!(f, "add address {net} to {link}"),
             Self::SetUp(link) => write!(f, "set {link} up"),
             Self::SetPeer(change) => change.fmt(f),
-            Self::SetRoute(net, route) => {
-                write!(f, "route {net} into {}", crate::DEVICE)?;
+            Self::SetRoute(net, route, link) => {
+                write!(f, "route {net} into {link}")?;
                 route.source.map_or(Ok(()), |ip| write!(f, " from {ip}"))?;
                 route.mtu.map_or(Ok(()), |mtu| write!(f, " mtu {mtu}"))
             }
             Self::RemoveRoute(net) => write!(f, "remove route {net}"),
-            Self::RemovePeer(key) => write!(f, "remove peer {}", key.short()),
+            Self::RemovePeer(link, key) => {
+                write!(f, "remove peer {}{}", key.short(), second(*link, "from"))
+            }
             Self::RemoveAddress(link, net) => write!(f, "remove address {net} from {link}"),
             Self::DeleteLink(link) => write!(f, "delete link {link}"),
             Self::LeaveHostChain(chain) => write!(f, "take our rules out of {chain}"),
@@ -54,12 +56,13 @@ impl fmt::Display for Step {
 
 impl fmt::Display for PeerChange {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let verb = match self.add {
-            _ if self.renew => "renew",
-            true => "add",
-            false => "change",
+        let (verb, word) = match self.add {
+            _ if self.renew => ("renew", "of"),
+            true => ("add", "to"),
+            false => ("change", "of"),
         };
-        write!(f, "{verb} peer {} ({})", self.node, self.public_key.short())?;
+        let device = second(self.device, word);
+        write!(f, "{verb} peer {} ({}){device}", self.node, self.public_key.short())?;
         self.endpoint.map_or(Ok(()), |e| write!(f, ", endpoint {e}"))?;
         match &self.replace_allowed_ips {
             Some(all) => {
@@ -75,6 +78,11 @@ impl fmt::Display for PeerChange {
         self.keepalive.map_or(Ok(()), |seconds| write!(f, ", keepalive {seconds}s"))?;
         if self.clear_preshared_key { f.write_str(", no preshared key") } else { Ok(()) }
     }
+}
+
+/// The device, where it isn't the first.
+fn second(link: Link, word: &str) -> String {
+    if link == Link::Device { String::new() } else { format!(" {word} {link}") }
 }
 
 fn signed<T: fmt::Display>(f: &mut fmt::Formatter<'_>, sign: char, items: &BTreeSet<T>) -> fmt::Result {

@@ -7,7 +7,7 @@
 use std::{collections::BTreeMap, net::IpAddr, time::Duration};
 
 use crate::{
-    DesiredState, ObservedState, PeerChange, Step,
+    DesiredState, Link, ObservedState, PeerChange, Step,
     plan::{FRESH_HANDSHAKE, new_peer},
 };
 
@@ -30,7 +30,7 @@ pub fn renewals(
         let has_session = found.handshake_age.is_some_and(|age| age < FRESH_HANDSHAKE);
         let since = unanswered.get(&found.endpoint?.ip().to_canonical())?;
         (!has_session && *since >= PATIENCE).then(|| {
-            let added = new_peer(*key, peer);
+            let added = new_peer(Link::Device, *key, peer);
             let endpoint = added.endpoint.or(found.endpoint);
             Step::SetPeer(PeerChange { renew: true, endpoint, ..added })
         })

@@ -8,7 +8,7 @@ use std::{
 
 use ipnet::IpNet;
 
-use crate::PublicKey;
+use crate::{PublicKey, Rotation};
 
 /// What a person configured, as far as decisions depend on it.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -58,6 +58,10 @@ pub struct Local {
     pub node_name: String,
     /// The public half of its key.
     pub public_key: PublicKey,
+    /// The public half of the key it changes to next; `None` where it can't change it without loss.
+    pub next_key: Option<PublicKey>,
+    /// How far that change has come.
+    pub rotation: Option<Rotation>,
     /// The largest MTU that its device can have, in bytes.
     pub max_mtu: u32,
     /// What a person configured.

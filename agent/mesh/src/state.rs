@@ -9,13 +9,15 @@ use std::{
 
 use ipnet::IpNet;
 
-use crate::{BRIDGE, DEVICE, EndpointSource, IpNets, PublicKey};
+use crate::{BRIDGE, DEVICE, EndpointSource, IpNets, NEXT_DEVICE, Pair, PublicKey};
 
 /// Everything that is ours on this node, as it should be.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct DesiredState {
     /// The WireGuard device.
     pub device: DesiredDevice,
+    /// The second device, while a key rotates, here or at a peer.
+    pub next: Option<DesiredNext>,
     /// The bridge of the pods.
     pub bridge: DesiredBridge,
     /// Prefixes that lead nowhere unless a route of ours is more specific.
@@ -39,6 +41,17 @@ pub struct DesiredDevice {
     pub mtu: u32,
     /// Its addresses: one of a family, as /32 or /128, and the overlay addresses outside the PodCIDRs.
     pub addresses: BTreeSet<IpNet>,
+}
+
+/// The second WireGuard device as it should be.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct DesiredNext {
+    /// The device itself.
+    pub device: DesiredDevice,
+    /// Its peers, by their next key.
+    pub peers: BTreeMap<PublicKey, DesiredPeer>,
+    /// What they are besides, by the same key.
+    pub pairs: BTreeMap<PublicKey, Pair>,
 }
 
 /// The bridge as it should be.
@@ -96,6 +109,8 @@ pub struct Firewall {
 pub enum Link {
     /// The WireGuard device.
     Device,
+    /// The second WireGuard device.
+    Next,
     /// The bridge.
     Bridge,
 }
@@ -105,6 +120,7 @@ impl Link {
     pub fn name(self) -> &'static str {
         match self {
             Self::Device => DEVICE,
+            Self::Next => NEXT_DEVICE,
             Self::Bridge => BRIDGE,
         }
     }

@@ -51,22 +51,22 @@ pub enum Step {
     SetBridgeNetfilter,
     /// Set a link's MTU in bytes.
     SetMtu(Link, u32),
-    /// Give the device its private key; the value says which by its public half.
-    SetKey(PublicKey),
-    /// Set the port the device listens on.
-    SetListenPort(u16),
+    /// Give a device its private key; the value says which by its public half. Its peers go: no session outlives its key.
+    SetKey(Link, PublicKey),
+    /// Set the port that a device listens on.
+    SetListenPort(Link, u16),
     /// Add an address, without duplicate detection.
     AddAddress(Link, IpNet),
     /// Set a link up.
     SetUp(Link),
     /// Add or change a peer.
     SetPeer(PeerChange),
-    /// Add or replace a route into the tunnel.
-    SetRoute(IpNet, DesiredRoute),
+    /// Add or replace a route into the tunnel, by one of the devices.
+    SetRoute(IpNet, DesiredRoute, Link),
     /// Remove a route into the tunnel.
     RemoveRoute(IpNet),
     /// Remove a peer.
-    RemovePeer(PublicKey),
+    RemovePeer(Link, PublicKey),
     /// Remove an address.
     RemoveAddress(Link, IpNet),
     /// Delete a link.
@@ -84,6 +84,8 @@ pub enum Step {
 /// What changes of one peer. `None` leaves a value alone.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct PeerChange {
+    /// The device.
+    pub device: Link,
     /// The peer's key.
     pub public_key: PublicKey,
     /// The name of its Node.
@@ -115,14 +117,14 @@ impl Step {
             | Self::GuardEndpoints { .. }
             | Self::AddUnreachable(_) => 0,
             Self::AllowInHostChain { .. } | Self::CreateLink(_) | Self::MarkLink(_) => 1,
-            Self::SetBridgeNetfilter | Self::SetMtu(..) | Self::SetKey(_) | Self::SetListenPort(_) => 2,
+            Self::SetBridgeNetfilter | Self::SetMtu(..) | Self::SetKey(..) | Self::SetListenPort(..) => 2,
             Self::AddAddress(..) => 3,
             Self::SetUp(_) => 4,
             Self::SetPeer(PeerChange { replace_allowed_ips: None, .. }) => 5,
             Self::SetPeer(_) => 6,
             Self::SetRoute(..) => 7,
             Self::RemoveRoute(_) => 8,
-            Self::RemovePeer(_) => 9,
+            Self::RemovePeer(..) => 9,
             Self::RemoveAddress(..) => 10,
             Self::DeleteLink(_) => 11,
             Self::LeaveHostChain(_) => 12,

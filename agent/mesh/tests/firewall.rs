@@ -3,7 +3,7 @@
 
 use std::{env, fs, path::PathBuf};
 
-use wg_overlay_mesh::{Firewall, PORT_RULESET, TABLE, ruleset};
+use wg_overlay_mesh::{Firewall, PORT_RULESET, TABLE, next_port, ruleset};
 
 fn set<T: std::str::FromStr + Ord>(items: &[&str]) -> std::collections::BTreeSet<T> {
     items.iter().map(|i| i.parse().unwrap_or_else(|_| panic!("{i}"))).collect()
@@ -95,6 +95,7 @@ fn no_flow_is_given_the_tunnels_port() {
         let (first, last): (u16, u16) = (first.parse().unwrap(), last.parse().unwrap());
         assert!(first >= 1024 && last - first > 30000, "{port}: {range}");
         assert!(!(first..=last).contains(&port), "{port}: {range}");
+        assert!(!(first..=last).contains(&next_port(port)), "{port}: {range}");
     }
 }
 

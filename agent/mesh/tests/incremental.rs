@@ -7,14 +7,15 @@ mod model;
 use std::collections::{BTreeMap, BTreeSet};
 
 use model::{
-    arbitrary::{Case, NodeChange, any_node, any_peer, case, prefixes},
+    arbitrary::{Case, NodeChange, any_node, any_peer, any_rotation, case, prefixes},
     cluster::{fresh, ip, key, local, name, net, nets, node, set, v4, view},
     kernel::{apply_all, converge},
 };
 use proptest::{collection::vec, option, prelude::*, sample::select};
 use wg_overlay_mesh::{
-    Changes, ClusterView, Decision, KeepaliveSetting, Local, LocalProblem, Mesh, NodeRecord, ObservedPeer,
-    ObservedState, PublicKey, Resolved, Step, Touched, annotation, decide, plan, plan_touched,
+    Changes, ClusterView, Decision, KeepaliveSetting, Link, Local, LocalProblem, Mesh, NodeRecord,
+    ObservedPeer, ObservedState, PublicKey, Resolved, Rotation, Step, Touched, annotation, decide, plan,
+    plan_touched,
 };
 
 /// Something that happens, to a Node, the kernel, the resolver, this node or its settings.
@@ -30,6 +31,7 @@ enum Event {
     Keepalive(u16),
     FailsClosed(bool),
     OwnPodCidrs(usize),
+    Rotates(Option<Rotation>, u8),
 }
 
 fn any_event() -> impl Strategy<Value = Event> {
@@ -48,6 +50,7 @@ fn any_event() -> impl Strategy<Value = Event> {
         1 => (0..30u16).prop_map(Event::Keepalive),
         1 => any::<bool>().prop_map(Event::FailsClosed),
         1 => (0..=2usize).prop_map(Event::OwnPodCidrs),
+        1 => (option::of(any_rotation()), select(vec![1, 2, 101, 103])).prop_map(|(r, n)| Event::Rotates(r, n)),
     ]
 }
 
@@ -60,9 +63,16 @@ struct World {
     mesh: Mesh,
     changes: Changes,
     /// The peers as they were last looked at.
-    peers: BTreeMap<PublicKey, ObservedPeer>,
+    peers: BTreeMap<(Link, PublicKey), ObservedPeer>,
     /// Whether the last plan was carried out.
     carried_out: bool,
+}
+
+/// The peers of both devices.
+fn all_peers(state: &ObservedState) -> BTreeMap<(Link, PublicKey), ObservedPeer> {
+    let first = state.peers.iter().map(|(key, peer)| ((Link::Device, *key), peer.clone()));
+    let second = state.next.iter().flat_map(|next| &next.peers);
+    first.chain(second.map(|(key, peer)| ((Link::Next, *key), peer.clone()))).collect()
 }
 
 impl World {
@@ -74,7 +84,7 @@ impl World {
             resolved: Resolved::new(),
             mesh: Mesh::default(),
             changes: Changes { nodes, ..Changes::default() },
-            peers: case.observed.peers.clone(),
+            peers: all_peers(&case.observed),
             state: case.observed,
             view: case.view,
             carried_out: false,
@@ -83,10 +93,11 @@ impl World {
 
     /// Notes which peers differ since it was called last, as whoever changes them does.
     fn note_peers(&mut self) {
-        let keys: BTreeSet<_> = self.state.peers.keys().chain(self.peers.keys()).copied().collect();
-        let differ = keys.into_iter().filter(|k| self.state.peers.get(k) != self.peers.get(k));
-        self.changes.peers.extend(differ);
-        self.peers.clone_from(&self.state.peers);
+        let now = all_peers(&self.state);
+        let keys: BTreeSet<_> = now.keys().chain(self.peers.keys()).copied().collect();
+        let differ = keys.into_iter().filter(|key| now.get(key) != self.peers.get(key));
+        self.changes.peers.extend(differ.map(|(_, key)| key));
+        self.peers = now;
     }
 
     fn happen(&mut self, event: &Event) {
@@ -115,6 +126,9 @@ impl World {
                 self.state.underlay.routes.retain(|route| route.destination.addr().is_ipv4());
             }
             Event::Keepalive(seconds) => self.local.settings.keepalive = KeepaliveSetting::Fixed(seconds),
+            Event::Rotates(rotation, n) => {
+                (self.local.rotation, self.local.next_key) = (rotation, Some(key(n)));
+            }
             Event::FailsClosed(fails) => self.local.settings.fail_closed = fails,
             Event::OwnPodCidrs(count) => {
                 let mut own = node(1);
@@ -222,7 +236,7 @@ fn count(steps: &[Step], which: impl Fn(&Step) -> bool) -> usize {
 }
 
 fn peers_and_routes(steps: &[Step]) -> (usize, usize) {
-    let peers = count(steps, |s| matches!(s, Step::SetPeer(_) | Step::RemovePeer(_)));
+    let peers = count(steps, |s| matches!(s, Step::SetPeer(_) | Step::RemovePeer(..)));
     (peers, count(steps, |s| matches!(s, Step::SetRoute(..) | Step::RemoveRoute(_))))
 }
 

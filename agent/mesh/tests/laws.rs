@@ -10,7 +10,7 @@ use ipnet::IpNet;
 use model::{
     arbitrary::{Case, case},
     cluster::{decided, fresh, ip, local, name, node, set, set_key, view},
-    kernel::{Sender, apply_all, assert_holds, converge, delete_link, leaks, link_down, states},
+    kernel::{Sender, apply_all, assert_holds, converge, delete_link, leaks, link_down, states, wireguard},
 };
 use proptest::prelude::*;
 use wg_overlay_mesh::{
@@ -106,21 +106,30 @@ proptest! {
     fn a_prefix_that_moves_always_has_an_owner(case in case()) {
         let desired = case.desired();
         let plan = plan(&desired, &case.observed);
-        // the kernel drops a peer with the key that the device gets, whatever it owns
-        let lost = case.observed.peers.get(&desired.device.public_key);
-        let wanted = desired.peers.values().flat_map(|p| &p.allowed_ips).collect::<BTreeSet<_>>();
-        let kept = owned(&case.observed).into_iter().filter(|net| wanted.contains(net));
-        let kept = kept.filter(|net| !lost.is_some_and(|p| p.allowed_ips.contains(net))).collect::<BTreeSet<_>>();
         let states = states(&plan, &case.observed);
-        for state in &states {
-            prop_assert!(kept.is_subset(&owned(state)), "\n{plan}");
-        }
-        for (step, before) in plan.steps.iter().zip(&states) {
-            let Step::SetPeer(change) = step else { continue };
-            let Some(all) = &change.replace_allowed_ips else { continue };
-            let goes = &before.peers[&change.public_key].allowed_ips.to_set() - all;
-            prop_assert!(!goes.is_empty(), "{step}: the new owners had taken all of it");
-            prop_assert!(!goes.iter().any(|net| wanted.contains(net)), "{step} loses what another gets");
+        for link in [Link::Device, Link::Next] {
+            // a new key takes the device's peers along
+            if !keeps_peers(link, &desired, &case.observed) || (link == Link::Next && desired.next.is_none()) {
+                continue;
+            }
+            let peers = match (link, &desired.next) {
+                (Link::Next, Some(next)) => &next.peers,
+                _ => &desired.peers,
+            };
+            let wanted = peers.values().flat_map(|p| &p.allowed_ips).copied().collect::<BTreeSet<_>>();
+            let kept = &owned(link, &case.observed) & &wanted;
+            for state in &states {
+                prop_assert!(kept.is_subset(&owned(link, state)), "{link}\n{plan}");
+            }
+            for (step, before) in plan.steps.iter().zip(&states) {
+                let Step::SetPeer(change) = step else { continue };
+                let Some(all) = change.replace_allowed_ips.as_ref().filter(|_| change.device == link) else { continue };
+                let mut before = before.clone();
+                let (_, peers) = wireguard(link, &mut before).unwrap();
+                let goes = &peers[&change.public_key].allowed_ips.to_set() - all;
+                prop_assert!(!goes.is_empty(), "{step}: the new owners had taken all of it");
+                prop_assert!(!goes.iter().any(|net| wanted.contains(net)), "{step} loses what another gets");
+            }
         }
     }
 
@@ -174,8 +183,8 @@ proptest! {
         for step in &plan.steps {
             let related = match step {
                 Step::SetPeer(change) => touched.contains(&change.public_key),
-                Step::RemovePeer(key) => touched.contains(key),
-                Step::SetRoute(net, _) | Step::RemoveRoute(net) => prefixes.contains(net),
+                Step::RemovePeer(_, key) => touched.contains(key),
+                Step::SetRoute(net, ..) | Step::RemoveRoute(net) => prefixes.contains(net),
                 step => is_guard(step),
             };
             prop_assert!(related, "{step}, when worker-{n} alone changed ({change})");
@@ -192,7 +201,8 @@ fn what_a_link_takes_along_is_put_back_and_the_peers_are_left_alone() {
         let mut hurt = state.clone();
         link_down(link, &mut hurt);
         let plan = plan(&desired, &hurt);
-        let peers = plan.steps.iter().filter(|s| matches!(s, Step::SetPeer(_) | Step::RemovePeer(_))).count();
+        let peers =
+            plan.steps.iter().filter(|s| matches!(s, Step::SetPeer(_) | Step::RemovePeer(..))).count();
         assert_eq!(peers, 0, "\n{plan}");
         apply_all(&plan, &mut hurt);
         assert_holds(&hurt, &desired, &state);
@@ -239,21 +249,31 @@ fn probes(desired: &DesiredState) -> Vec<IpAddr> {
     all.filter(|ip| desired.unreachable.iter().any(|net| net.contains(ip))).collect()
 }
 
-fn owned(state: &ObservedState) -> BTreeSet<IpNet> {
-    state.peers.values().flat_map(|p| p.allowed_ips.iter().copied()).collect()
+fn owned(link: Link, state: &ObservedState) -> BTreeSet<IpNet> {
+    let mut state = state.clone();
+    let peers = wireguard(link, &mut state).into_iter().flat_map(|(_, peers)| peers.values());
+    peers.flat_map(|p| p.allowed_ips.iter().copied()).collect()
 }
 
 fn is_ours(step: &Step, desired: &DesiredState, observed: &ObservedState) -> bool {
-    let peer = |key: &PublicKey| observed.peers.contains_key(key);
+    let peer = |link: Link, key: &PublicKey| match link {
+        Link::Next => observed.next.as_ref().is_some_and(|next| next.peers.contains_key(key)),
+        _ => observed.peers.contains_key(key),
+    };
+    let wanted = |link: Link, key: &PublicKey| match link {
+        Link::Next => desired.next.as_ref().is_some_and(|next| next.peers.contains_key(key)),
+        _ => desired.peers.contains_key(key),
+    };
     let addresses = |link: Link| match link {
         Link::Device => observed.device.as_ref().map(|d| &d.addresses),
+        Link::Next => observed.next.as_ref().map(|next| &next.device.addresses),
         Link::Bridge => observed.bridge.as_ref().map(|b| &b.addresses),
     };
     match step {
         Step::SetFirewall { .. } | Step::GuardEndpoints { .. } | Step::RemoveFirewall => true,
         Step::SetPortGuard | Step::RemovePortGuard => true,
         Step::CreateLink(_) | Step::MarkLink(_) | Step::SetBridgeNetfilter | Step::SetMtu(..) => true,
-        Step::SetKey(_) | Step::SetListenPort(_) | Step::SetUp(_) | Step::DeleteLink(_) => true,
+        Step::SetKey(..) | Step::SetListenPort(..) | Step::SetUp(_) | Step::DeleteLink(_) => true,
         Step::AddUnreachable(net) => desired.unreachable.contains(net) && !observed.unreachable.contains(net),
         Step::RemoveUnreachable(net) => observed.unreachable.contains(net),
         Step::AllowInHostChain { chain, .. } => observed.host_chains[chain] == HostChainState::Drops,
@@ -264,16 +284,30 @@ fn is_ours(step: &Step, desired: &DesiredState, observed: &ObservedState) -> boo
         }
         Step::RemoveAddress(link, net) => addresses(*link).is_some_and(|a| a.contains(net)),
         Step::SetPeer(change) => {
-            desired.peers.contains_key(&change.public_key) && change.add != peer(&change.public_key)
+            let (link, key) = (change.device, &change.public_key);
+            wanted(link, key) && change.add != (peer(link, key) && keeps_peers(link, desired, observed))
         }
-        Step::RemovePeer(key) => peer(key) && !desired.peers.contains_key(key),
-        Step::SetRoute(net, route) => desired.routes.get(net) == Some(route),
+        Step::RemovePeer(link, key) => peer(*link, key) && !wanted(*link, key),
+        Step::SetRoute(net, route, _) => desired.routes.get(net) == Some(route),
         Step::RemoveRoute(net) => observed.routes.contains_key(net),
     }
 }
 
+/// Whether a device has the key that it shall have: another takes its peers along.
+fn keeps_peers(link: Link, desired: &DesiredState, observed: &ObservedState) -> bool {
+    let next =
+        || (observed.next.as_ref().map(|next| &next.device), desired.next.as_ref().map(|next| &next.device));
+    let (found, wanted) = match link {
+        Link::Next => next(),
+        _ => (observed.device.as_ref(), Some(&desired.device)),
+    };
+    found.and_then(|device| device.public_key) == wanted.map(|device| device.public_key)
+}
+
 fn assert_clean(state: &ObservedState) {
-    assert!(state.device.is_none() && state.bridge.is_none() && state.firewall.is_none());
+    assert!(
+        state.device.is_none() && state.next.is_none() && state.bridge.is_none() && state.firewall.is_none()
+    );
     assert_eq!(state.port_guard, None);
     assert!(state.unreachable.is_empty() && state.peers.is_empty() && state.routes.is_empty());
     assert!(state.host_chains.values().all(|s| *s == HostChainState::Drops));

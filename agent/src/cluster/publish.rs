@@ -37,6 +37,9 @@ const LAST_RETRY: Duration = Duration::from_secs(15);
 /// The reason by which our condition is known as ours.
 const REASON: &str = "WgOverlayIsUp";
 
+/// The annotations of ours that a Node need not have.
+const PASSING: [&str; 2] = [annotation::NEXT_PUBLIC_KEY, annotation::ROTATION];
+
 /// What is to be published.
 #[derive(Clone)]
 struct Wanted {
@@ -103,8 +106,14 @@ impl Task {
         let found = self.nodes.read(|view| Some(view?.record(&self.node)?.into_owned().annotations));
         // without a Node there is nothing to write on; its coming wakes the reconciler, and that this task
         let Some(found) = found else { return true };
-        let differing: BTreeMap<_, _> =
-            wanted.into_iter().filter(|(name, value)| found.get(name) != Some(value)).collect();
+        let gone = PASSING.iter().filter(|name| found.contains_key(**name) && !wanted.contains_key(**name));
+        let gone: Vec<_> = gone.map(|name| ((*name).to_owned(), Value::Null)).collect();
+        let differing: BTreeMap<_, _> = wanted
+            .into_iter()
+            .filter(|(name, value)| found.get(name) != Some(value))
+            .map(|(name, value)| (name, Value::String(value)))
+            .chain(gone)
+            .collect();
         let up = ready && is_due(self.nodes.network().as_ref());
         let problem = if differing.is_empty() && !up {
             None
@@ -156,6 +165,7 @@ fn condition() -> NodeCondition {
 pub async fn withdraw(client: &Client, node: &str, legacy: bool) -> Result<bool, kube::Error> {
     let mut names =
         vec![annotation::PUBLIC_KEY, annotation::OVERLAY_IPS, annotation::LISTEN_PORT, annotation::MTU];
+    names.extend(PASSING);
     if legacy {
         names.extend([annotation::LEGACY_PUBLIC_KEY, annotation::LEGACY_OVERLAY_IP]);
     }

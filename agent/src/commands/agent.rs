@@ -15,7 +15,7 @@ use wg_overlay_mesh::{Local, Settings};
 use crate::{
     cluster::{Nodes, connect, watch},
     config::Config,
-    identity::{self, Identity, Owner},
+    identity::{self, Identity, KeyFile},
     logging,
     reconciler::{Parts, Reconciler},
     resolver::Resolver,
@@ -32,8 +32,7 @@ pub async fn run(config: Config) -> anyhow::Result<ExitCode> {
     for note in &identity.notes {
         warn!("{note}");
     }
-    let local = local(&config, identity.key.public_key());
-    host.set_private_key(identity.key);
+    let local = local(&config, identity.keys.key.public_key());
 
     let nodes = Nodes::new(&config.node_name);
     let resolver = Resolver::default();
@@ -44,8 +43,7 @@ pub async fn run(config: Config) -> anyhow::Result<ExitCode> {
         let resolver = resolver.clone();
         async move { resolver.run().await }
     });
-    let identity_problem = identity.problem;
-    let parts = Parts { config, client, nodes, host, resolver, local, identity_problem };
+    let parts = Parts { config, client, nodes, host, resolver, local, identity };
     // a task: what wakes it is on its thread, and need not go through the kernel
     tokio::spawn(Reconciler::new(parts).run(asked, stopped()?)).await??;
     info!("stopping; the kernel stays as it is");
@@ -68,8 +66,12 @@ pub(super) fn open_host(config: &Config) -> anyhow::Result<Host> {
 pub(super) async fn identity(config: &Config, host: &mut Host) -> anyhow::Result<Identity> {
     let device = host.device_private_key().await?;
     let machine_id = std::fs::read_to_string("/etc/machine-id").unwrap_or_default();
-    let owner = Owner { node: &config.node_name, machine_id: machine_id.trim() };
-    Ok(identity::ensure(config.key_file.as_deref(), device, &owner))
+    let file = config.key_file.clone().map(|path| KeyFile {
+        path,
+        node: config.node_name.clone(),
+        machine_id: machine_id.trim().to_owned(),
+    });
+    Ok(identity::ensure(file, device))
 }
 
 /// This node as decisions see it at the start.
@@ -93,7 +95,15 @@ pub(super) fn local(config: &Config, public_key: wg_overlay_mesh::PublicKey) -> 
         DeviceMode::Kernel => u32::from(u16::MAX),
         DeviceMode::Auto | DeviceMode::UserSpace => u32::from(wg_overlay_userspace::MAX_MTU),
     };
-    Local { node_name: config.node_name.clone(), public_key, max_mtu, settings, holders: Default::default() }
+    Local {
+        node_name: config.node_name.clone(),
+        public_key,
+        next_key: None,
+        rotation: None,
+        max_mtu,
+        settings,
+        holders: Default::default(),
+    }
 }
 
 /// What is known of where the API server is: no PodCIDR may cover it.

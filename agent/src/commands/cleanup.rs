@@ -147,7 +147,7 @@ async fn clean(config: &Config) -> anyhow::Result<bool> {
         let node = &config.node_name;
         eprintln!("wg-overlay: what the agent wrote on Node {node} stays ({error:#}). Remove it with");
         eprintln!(
-            "  kubectl annotate node {node} wg-overlay.io/public-key- wg-overlay.io/overlay-ips- wg-overlay.io/listen-port- wg-overlay.io/mtu-"
+            "  kubectl annotate node {node} wg-overlay.io/public-key- wg-overlay.io/overlay-ips- wg-overlay.io/listen-port- wg-overlay.io/mtu- wg-overlay.io/next-public-key- wg-overlay.io/rotation-"
         );
         eprintln!(
             r#"  kubectl patch node {node} --subresource=status -p '{{"status":{{"conditions":[{{"type":"NetworkUnavailable","$patch":"delete"}}]}}}}'"#

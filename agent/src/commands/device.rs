@@ -5,6 +5,7 @@ use std::{path::PathBuf, process::ExitCode};
 use anyhow::Context;
 use clap::Args;
 use tokio::process::Command;
+use wg_overlay_mesh::NEXT_DEVICE;
 use wg_overlay_userspace::{DeviceConfig, MAX_MTU, Standby, standby};
 
 use super::agent::stopped;
@@ -20,7 +21,7 @@ pub(super) struct DeviceArgs {
     /// The link's MTU in bytes.
     #[arg(long, default_value_t = DEFAULT_MTU)]
     mtu: u16,
-    /// Sleep, and run the device when the agent asks at this socket (its `deviceSocket`), which also tells the MTU.
+    /// Sleep, and run this device and wgo1 when the agent asks at this socket (its `deviceSocket`), which also tells the MTU.
     #[arg(long, value_name = "SOCKET", conflicts_with = "mtu")]
     standby: Option<PathBuf>,
 }
@@ -47,10 +48,10 @@ pub(super) async fn run(args: DeviceArgs) -> anyhow::Result<ExitCode> {
 
 async fn sleep(name: String, socket: PathBuf, stopped: impl Future<Output = ()>) -> anyhow::Result<()> {
     let program = std::env::current_exe().context("can't find this program's own path")?;
-    let device = |mtu: u16| {
+    let device = |name: &str, mtu: u16| {
         let mut command = Command::new(&program);
-        command.args(["device", &name, "--mtu", &mtu.to_string()]);
+        command.args(["device", name, "--mtu", &mtu.to_string()]);
         command
     };
-    Ok(standby(Standby { name: name.clone(), socket }, device, stopped).await?)
+    Ok(standby(Standby { names: [name, NEXT_DEVICE.to_owned()], socket }, device, stopped).await?)
 }

@@ -4,7 +4,7 @@ use std::process::ExitCode;
 
 use serde_json::json;
 use wg_overlay_host::Scope;
-use wg_overlay_mesh::{decide, plan};
+use wg_overlay_mesh::{Advertisement, decide, plan};
 
 use super::{
     Output,
@@ -34,6 +34,9 @@ pub(super) async fn run(config: Config, output: Output) -> anyhow::Result<ExitCo
         local.settings.cluster_cidrs = cluster_networks(&client).await?.unwrap_or_default().pods;
     }
     let nodes = list(client).await?;
+    let own = nodes.get(&config.node_name).and_then(|own| Advertisement::parse(&own.annotations).ok());
+    local.next_key = own.as_ref().and_then(|own| own.next_key);
+    local.rotation = own.and_then(|own| own.rotation);
     let resolved = resolve(names(&nodes)).await;
     let decision = match decide(&local, &nodes, &resolved, &observed) {
         Ok(decision) => decision,

@@ -102,21 +102,25 @@ pub(super) async fn run(args: StatusArgs) -> anyhow::Result<ExitCode> {
     Ok(if converged { ExitCode::SUCCESS } else { ExitCode::from(1) })
 }
 
-/// Asks the agent for its status. The one request needs no HTTP client: it is answered and the connection closed.
+/// Asks the agent for its status.
 pub(super) async fn fetch(socket: &std::path::Path) -> anyhow::Result<Status> {
+    let body = request(socket, "GET /status").await?;
+    serde_json::from_str(&body).context("the agent's answer is not of this version")
+}
+
+/// Asks the agent. The one request needs no HTTP client: it is answered and the connection closed.
+pub(super) async fn request(socket: &std::path::Path, what: &str) -> anyhow::Result<String> {
     let unreachable = || format!("no agent answers at {}: is it running on this node?", socket.display());
     let exchange = async {
         let mut stream = UnixStream::connect(socket).await.with_context(unreachable)?;
-        stream.write_all(b"GET /status HTTP/1.0\r\n\r\n").await?;
+        stream.write_all(format!("{what} HTTP/1.0\r\n\r\n").as_bytes()).await?;
         let mut answer = String::new();
         stream.read_to_string(&mut answer).await?;
         anyhow::Ok(answer)
     };
     let answer = tokio::time::timeout(PATIENCE, exchange).await.with_context(unreachable)??;
     match answer.split_once("\r\n\r\n") {
-        Some((head, body)) if head.starts_with("HTTP/1.0 200") => {
-            serde_json::from_str(body).context("the agent's answer is not of this version")
-        }
+        Some((head, body)) if head.starts_with("HTTP/1.0 20") => Ok(body.to_owned()),
         Some((_, body)) => bail!("the agent answers: {}", body.trim()),
         None => bail!("the agent's answer broke off"),
     }

@@ -128,6 +128,11 @@ pub const KEYS: &[Key] = &[
         help: "how often everything is compared, whatever was reported",
     },
     Key {
+        name: "keyRotationInterval",
+        default: "",
+        help: "how long the WireGuard key is used at most before it changes without loss, as 720h; empty: until `wg-overlay rotate-key`",
+    },
+    Key {
         name: "legacyAnnotations",
         default: "false",
         help: "also write the Go wg-overlay's annotations, so that its nodes see this one",

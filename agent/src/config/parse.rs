@@ -125,6 +125,10 @@ pub(super) fn config(values: &BTreeMap<&'static str, Raw>, errors: &mut Vec<Stri
         _ => t.parse().ok().map(Some),
     });
     let resync_interval = p.get("resyncInterval", duration, seconds);
+    let key_rotation_interval =
+        p.get("keyRotationInterval", "a number of minutes or hours, as 720h, or empty", |t| {
+            if t.is_empty() { Some(None) } else { time(t).filter(|t| *t >= SHORTEST_KEY).map(Some) }
+        });
     let legacy_annotations = p.get("legacyAnnotations", "true or false", |t| t.parse().ok());
     Some(Config {
         node_name: node_name?,
@@ -148,6 +152,7 @@ pub(super) fn config(values: &BTreeMap<&'static str, Raw>, errors: &mut Vec<Stri
         health_address: health_address?,
         peer_metrics: peer_metrics?,
         resync_interval: resync_interval?,
+        key_rotation_interval: key_rotation_interval?,
         legacy_annotations: legacy_annotations?,
     })
 }
@@ -200,7 +205,12 @@ fn address(text: &str) -> Option<SocketAddr> {
     }
 }
 
+/// Up to a day.
 fn seconds(text: &str) -> Option<Duration> {
+    time(text).filter(|time| (1..=86_400).contains(&time.as_secs()))
+}
+
+fn time(text: &str) -> Option<Duration> {
     let split = text.find(|c: char| !c.is_ascii_digit())?;
     let (number, unit) = text.split_at(split);
     let factor = match unit {
@@ -209,6 +219,8 @@ fn seconds(text: &str) -> Option<Duration> {
         "h" => 3600,
         _ => return None,
     };
-    let seconds = number.parse::<u64>().ok()?.checked_mul(factor)?;
-    (1..=86_400).contains(&seconds).then(|| Duration::from_secs(seconds))
+    Some(Duration::from_secs(number.parse::<u64>().ok()?.checked_mul(factor)?))
 }
+
+/// A rotation takes seconds, and minutes where a node is down.
+const SHORTEST_KEY: Duration = Duration::from_secs(60);

@@ -10,7 +10,8 @@ use super::{
 type Found = Result<Outcome, Outcome>;
 
 /// A link of each kind of ours, and its kind as systemd names it (Kind= in systemd.network(5)).
-const OURS: [(&str, &str); 3] = [("wgo0", "wireguard"), ("wgobr0", "bridge"), ("wgp000000000000", "veth")];
+const OURS: [(&str, &str); 4] =
+    [("wgo0", "wireguard"), ("wgo1", "wireguard"), ("wgobr0", "bridge"), ("wgp000000000000", "veth")];
 
 fn host(facts: &Facts) -> Result<&Files, Outcome> {
     let hidden = || skipped("its files are not visible from the pod; run wg-overlay doctor on the host");

@@ -73,7 +73,7 @@ impl Reconciler {
         let v6 = self.local_family(true);
         let mut problems: Vec<String> =
             self.host.ensure_forwarding(v4, v6).await.iter().map(ToString::to_string).collect();
-        problems.extend(self.host.warnings().iter().cloned());
+        problems.extend(self.host.warnings());
         let observed = self.host.observed();
         if observed.bridge.as_ref().is_some_and(|b| b.netfilter.is_none()) {
             problems.push(
@@ -155,6 +155,7 @@ impl Reconciler {
                 let (state, problems) = (self.state(), self.problems());
                 drop(asked.send(Health { ready: self.is_ready(), state, problems }));
             }
+            Question::RotateKey(asked) => drop(asked.send(self.rotate().map_err(|error| chain(&error)))),
         }
     }
 
@@ -179,6 +180,7 @@ impl Reconciler {
         status.state = self.state();
         status.problems = self.problems();
         status.ready = self.is_ready();
+        status.rotation = self.rotator.status();
         if self.policies.load(Ordering::Relaxed) {
             status.notes.push(NOT_ENFORCED.to_owned());
         }

@@ -29,6 +29,10 @@ fn head(s: &Status, out: &mut String) -> std::fmt::Result {
         }
         None => writeln!(out, "Device  none yet")?,
     }
+    if let Some(phase) = &s.rotation.phase {
+        let waiting = or_none(s.rotation.waiting_for.join(", "));
+        writeln!(out, "Key     changes: {phase}, waiting for {waiting}")?;
+    }
     let ranges = s.pods.iter().map(|p| match p.capacity {
         Some(capacity) => format!("{} {} of {capacity}", p.cidr, p.used),
         None => format!("{} {}", p.cidr, p.used),

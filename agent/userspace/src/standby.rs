@@ -1,13 +1,14 @@
-//! A device that sleeps until it is asked for, for nodes where most kernels need none.
+//! Two devices that sleep until they are asked for, for nodes where most kernels need none.
 //!
-//! Owns a listening socket and the device's process while there is one. The device is a process of its own, so that what
+//! Owns a listening socket and each device's process while there is one. A device is a process of its own, so that what
 //! sleeps stays small, and a device that dies is there again at the next question.
 
+mod door;
+
 use std::{
-    fs, io,
-    io::Write,
-    os::unix::{fs::MetadataExt, net::UnixStream as StdUnixStream},
-    path::{Path, PathBuf},
+    io::{self, Write},
+    os::unix::net::UnixStream as StdUnixStream,
+    path::PathBuf,
     process::Stdio,
     time::Duration,
 };
@@ -16,16 +17,14 @@ use nix::net::if_::if_nametoindex;
 use rustix::process::{Pid, Signal, kill_process};
 use tokio::{
     io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader},
-    net::{UnixListener, UnixStream},
+    net::UnixStream,
     process::{Child, ChildStderr, Command},
     task::JoinHandle,
     time::{Instant, interval, sleep, timeout},
 };
 
-use crate::{
-    DeviceError,
-    uapi::{UapiSocket, claim},
-};
+use self::door::Door;
+use crate::{DeviceError, uapi::UapiSocket};
 
 /// The MTU of a device that was asked for without one: an underlay of 1500 less the tunnel's 80.
 const DEFAULT_MTU: u16 = 1420;
@@ -45,47 +44,48 @@ const QUESTION: u64 = 100;
 /// What is to sleep, and where it can be woken.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Standby {
-    /// Name of the device's link.
-    pub name: String,
-    /// The socket at which root asks for the device: `start` or `start mtu=BYTES`, answered by `ok` once the device is
-    /// there, else by `error: REASON`, a line each.
+    /// Names of the devices' links. The first is meant by a question that names none.
+    pub names: [String; 2],
+    /// The socket at which root asks for a device: `start`, `mtu=BYTES` and `name=LINK` after it or not, answered by `ok`
+    /// once the device is there, else by `error: REASON`, a line each.
     pub socket: PathBuf,
 }
 
-/// Sleeps until `shutdown` resolves, and runs the device that `command` starts for an MTU whenever it is asked for and
-/// does not run. The device ends with its link, or with this.
+/// Sleeps until `shutdown` resolves, and runs the device that `command` starts for a name and an MTU whenever it is asked
+/// for and does not run. A device ends with its link, or with this.
 ///
 /// # Errors
 /// [`DeviceError`]: the socket can't be made, or another process listens there.
 pub async fn standby(
     config: Standby,
-    command: impl Fn(u16) -> Command,
+    command: impl Fn(&str, u16) -> Command,
     shutdown: impl Future<Output = ()>,
 ) -> Result<(), DeviceError> {
     let mut door = Door::open(&config)?;
-    let mut device = Device { name: config.name.clone(), process: None };
+    let [mut first, mut second] = config.names.clone().map(|name| Device { name, process: None });
     let mut look = interval(LOOK);
     let mut shutdown = std::pin::pin!(shutdown);
-    tracing::info!(device = config.name, socket = %config.socket.display(), "asleep until it is asked for");
+    tracing::info!(devices = ?config.names, socket = %config.socket.display(), "asleep until one is asked for");
     loop {
         tokio::select! {
             () = &mut shutdown => break,
             accepted = door.listener.accept() => match accepted {
-                Ok((stream, _)) => converse(stream, &mut device, &command).await,
+                Ok((stream, _)) => converse(stream, [&mut first, &mut second], &command).await,
                 Err(error) => {
                     tracing::warn!(%error, "connection not taken");
                     sleep(QUESTION_PATIENCE).await;
                 }
             },
-            (status, _) = device.ended() => tracing::info!(device = config.name, status, "the device has ended; asleep again"),
+            (status, _) = first.ended() => tracing::info!(device = first.name, status, "the device has ended; asleep again"),
+            (status, _) = second.ended() => tracing::info!(device = second.name, status, "the device has ended; asleep again"),
             _ = look.tick() => if !door.is_ours() {
                 match Door::open(&config) {
                     Ok(new) => {
                         tracing::warn!(socket = %config.socket.display(), "somebody removed the socket; it is made anew");
                         door = new;
                     }
-                    Err(error) if device.process.is_some() => {
-                        tracing::warn!(%error, "somebody removed the socket; the device goes on without");
+                    Err(error) if first.process.is_some() || second.process.is_some() => {
+                        tracing::warn!(%error, "somebody removed the socket; what runs goes on without");
                     }
                     // started again, a pod finds a folder that was made anew
                     Err(error) => return Err(error),
@@ -93,51 +93,18 @@ pub async fn standby(
             },
         }
     }
-    tracing::info!(device = config.name, "asked to stop");
-    device.stop().await;
+    tracing::info!("asked to stop");
+    first.stop().await;
+    second.stop().await;
     Ok(())
 }
 
-/// The listening socket. Its file goes when this is dropped, if it is still this one's.
-struct Door {
-    path: PathBuf,
-    listener: UnixListener,
-    file: Option<(u64, u64)>,
-}
-
-impl Door {
-    fn open(config: &Standby) -> Result<Self, DeviceError> {
-        let path = config.socket.clone();
-        match claim(&path) {
-            Ok(listener) => Ok(Self { file: identity(&path), path, listener }),
-            Err(source) if source.kind() == io::ErrorKind::AddrInUse => Err(DeviceError::AlreadyRunning {
-                name: config.name.clone(),
-                holder: path.display().to_string(),
-            }),
-            Err(source) => Err(DeviceError::Socket { path, source }),
-        }
-    }
-
-    fn is_ours(&self) -> bool {
-        self.file.is_some() && identity(&self.path) == self.file
-    }
-}
-
-impl Drop for Door {
-    fn drop(&mut self) {
-        if self.is_ours() {
-            let _ = fs::remove_file(&self.path);
-        }
-    }
-}
-
-/// File system and inode: one file for as long as it is open.
-fn identity(path: &Path) -> Option<(u64, u64)> {
-    fs::symlink_metadata(path).ok().map(|found| (found.dev(), found.ino()))
-}
-
 /// One question and its answer. Whoever asked may be gone by then: the device is there all the same.
-async fn converse(mut stream: UnixStream, device: &mut Device, command: &impl Fn(u16) -> Command) {
+async fn converse(
+    mut stream: UnixStream,
+    devices: [&mut Device; 2],
+    command: &impl Fn(&str, u16) -> Command,
+) {
     let mut question = String::new();
     let asked = async {
         let mut reader = BufReader::new(&mut stream).take(QUESTION);
@@ -147,8 +114,15 @@ async fn converse(mut stream: UnixStream, device: &mut Device, command: &impl Fn
         return; // a look whether somebody is here
     }
     let answer = match parse(&question) {
-        Some(mtu) => device.ensure(|| command(mtu)).await,
-        None => Err(format!("{:?} is no question: expected `start mtu=BYTES`", question.trim_end())),
+        Some(Question { name, mtu }) => {
+            match devices.into_iter().find(|device| name.is_none_or(|name| *name == device.name)) {
+                Some(device) => device.ensure(|name| command(name, mtu)).await,
+                None => Err(format!("no device here is called {:?}", name.unwrap_or_default())),
+            }
+        }
+        None => {
+            Err(format!("{:?} is no question: expected `start mtu=BYTES name=LINK`", question.trim_end()))
+        }
     };
     let line = match answer {
         Ok(()) => "ok\n".to_owned(),
@@ -160,12 +134,23 @@ async fn converse(mut stream: UnixStream, device: &mut Device, command: &impl Fn
     let _ = stream.write_all(line.as_bytes()).await;
 }
 
-pub(crate) fn parse(question: &str) -> Option<u16> {
-    match question.trim_end().split_once(' ') {
-        None if question.trim_end() == "start" => Some(DEFAULT_MTU),
-        Some(("start", mtu)) => mtu.strip_prefix("mtu=")?.parse().ok(),
-        _ => None,
-    }
+/// What is asked for.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) struct Question<'a> {
+    name: Option<&'a str>,
+    mtu: u16,
+}
+
+pub(crate) fn parse(question: &str) -> Option<Question<'_>> {
+    let mut words = question.trim_end().split(' ').peekable();
+    words.next_if_eq(&"start")?;
+    let mtu = match words.next_if(|word| word.starts_with("mtu=")) {
+        Some(word) => word.strip_prefix("mtu=")?.parse().ok()?,
+        None => DEFAULT_MTU,
+    };
+    let name = words.next_if(|word| word.starts_with("name="));
+    let asked = Question { name: name.and_then(|word| word.strip_prefix("name=")), mtu };
+    words.next().is_none().then_some(asked)
 }
 
 /// The device's process, while there is one.
@@ -182,7 +167,7 @@ impl Device {
     }
 
     /// Starts the device where it does not run, and waits until it does.
-    async fn ensure(&mut self, command: impl Fn() -> Command) -> Result<(), String> {
+    async fn ensure(&mut self, command: impl Fn(&str) -> Command) -> Result<(), String> {
         let deadline = Instant::now() + PATIENCE;
         let mut started = false;
         while !self.runs() {
@@ -190,7 +175,7 @@ impl Device {
                 return Err(format!("it runs and does not answer after {} s", PATIENCE.as_secs()));
             }
             if self.process.is_none() {
-                let mut child = command()
+                let mut child = command(&self.name)
                     .stdin(Stdio::null())
                     .stderr(Stdio::piped())
                     .spawn()
@@ -243,8 +228,11 @@ mod tests {
 
     #[test]
     fn only_the_one_question_is_understood() {
-        assert_eq!(parse("start mtu=8920\n"), Some(8920));
-        assert_eq!(parse("start\n"), Some(DEFAULT_MTU));
+        let asked = |name, mtu| Some(Question { name, mtu });
+        assert_eq!(parse("start mtu=8920\n"), asked(None, 8920));
+        assert_eq!(parse("start\n"), asked(None, DEFAULT_MTU));
+        assert_eq!(parse("start mtu=8920 name=wgo1\n"), asked(Some("wgo1"), 8920));
+        assert_eq!(parse("start name=wgo0\n"), asked(Some("wgo0"), DEFAULT_MTU));
         for text in [
             "",
             "\n",
@@ -254,6 +242,8 @@ mod tests {
             "start mtu=-1",
             "start  mtu=1420",
             "start 1420",
+            "start name=wgo1 mtu=1420",
+            "start mtu=1420 name=wgo1 name=wgo0",
         ] {
             assert_eq!(parse(text), None, "{text:?}");
         }

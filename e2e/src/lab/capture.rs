@@ -215,8 +215,9 @@ fn ruleset(table: &str, links: &[String], tunnel_port: u16) -> String {
         (format!("ip daddr {v4}"), PLAINTEXT),
         (format!("ip6 saddr {v6}"), PLAINTEXT),
         (format!("ip6 daddr {v6}"), PLAINTEXT),
-        (format!("udp sport {tunnel_port}"), "wireguard"),
-        (format!("udp dport {tunnel_port}"), "wireguard"),
+        // and the second device's
+        (format!("udp sport {tunnel_port}-{}", tunnel_port + 1), "wireguard"),
+        (format!("udp dport {tunnel_port}-{}", tunnel_port + 1), "wireguard"),
         (format!("tcp sport {API_PORT}"), "control"),
         (format!("tcp dport {API_PORT}"), "control"),
         ("meta protocol arp".to_owned(), "neighbour"),

@@ -18,6 +18,7 @@ pub const OVERLAY_IPS: &str = "wg-overlay.io/overlay-ips";
 pub const ENDPOINT: &str = "wg-overlay.io/endpoint";
 
 /// What `wg-overlay ARGS` said and how it ended, whatever the status.
+#[derive(Debug)]
 pub struct Said {
     /// The exit status, if no signal ended it.
     pub code: Option<i32>,

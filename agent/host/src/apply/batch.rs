@@ -4,7 +4,7 @@ use std::{io, sync::Arc};
 
 use rustix::io::Errno;
 use tokio::task::{JoinError, spawn_blocking};
-use wg_overlay_mesh::Step;
+use wg_overlay_mesh::{Link, Step};
 
 use crate::{Host, StepError, host::lock, netlink::Request, routes, wireguard};
 
@@ -17,9 +17,10 @@ impl Host {
                 Step::RemoveUnreachable(net) => Some(routes::remove_unreachable(net)),
                 Step::RemoveRoute(net) => Some(routes::remove(net)),
                 // Without a device the kernel answers ENODEV to index 0.
-                Step::SetRoute(net, route) => {
+                Step::SetRoute(net, route, link) => {
                     let known = self.cache.state.routes.contains_key(net);
-                    Some(routes::set(net, route, self.cache.device_index.unwrap_or(0), known))
+                    let index = self.cache.indexes.get(link).copied().unwrap_or(0);
+                    Some(routes::set(net, route, index, known))
                 }
                 _ => None,
             });
@@ -33,23 +34,23 @@ impl Host {
         errors.map(|(at, step, error)| (at, StepError::refused(step, error))).collect()
     }
 
-    pub(super) async fn apply_peers(&self, run: &[Step]) -> Vec<(usize, StepError)> {
+    pub(super) async fn apply_peers(&self, run: &[Step], device: Option<Link>) -> Vec<(usize, StepError)> {
         let mut changes = Vec::new();
         let mut removals = Vec::new();
         for step in run {
             match step {
                 Step::SetPeer(change) => changes.push(change.clone()),
-                Step::RemovePeer(key) => removals.push(*key),
+                Step::RemovePeer(_, key) => removals.push(*key),
                 _ => {}
             }
         }
-        let Some(device) = self.implementation() else {
+        let Some(target) = device.and_then(|link| self.target(link)) else {
             let refused = |step| StepError::refused(step, io::Error::from(Errno::NODEV));
             return run.iter().enumerate().map(|(at, step)| (at, refused(step))).collect();
         };
         let work = move || match changes.is_empty() {
-            true => wireguard::remove_peers(device, &removals),
-            false => wireguard::set_peers(device, &changes),
+            true => wireguard::remove_peers(target, &removals),
+            false => wireguard::set_peers(target, &changes),
         };
         let errors = spawn_blocking(work).await.unwrap_or_else(|error| all(run.len(), &error));
         let named =

@@ -4,19 +4,20 @@ use std::io;
 
 use rustix::io::Errno;
 use tokio::task::spawn_blocking;
-use wg_overlay_mesh::{Implementation, Link, PublicKey, Step};
+use wg_overlay_mesh::{Link, PublicKey, Step};
 
 use super::batch::FEW;
 use crate::{
-    Host, HostError, StepError,
+    Host, HostError, PrivateKey, StepError,
     device::{self, DeviceError, DeviceMode},
-    links,
+    links::{self, Ipv4Setting},
     netlink::Request,
-    port, wireguard,
+    port,
+    wireguard::{self, Target},
 };
 
 impl Host {
-    pub(super) async fn apply_one(&mut self, step: &Step, mtu: Option<u32>) -> Result<(), StepError> {
+    pub(super) async fn apply_one(&mut self, step: &Step, all: &[Step]) -> Result<(), StepError> {
         match step {
             Step::SetFirewall { .. }
             | Step::SetPortGuard
@@ -25,8 +26,8 @@ impl Host {
             | Step::LeaveHostChain(_)
             | Step::RemovePortGuard
             | Step::RemoveFirewall => self.apply_rules(step).await,
-            Step::CreateLink(Link::Device) => self.create_device(step, mtu).await,
             Step::CreateLink(Link::Bridge) => self.create_bridge(step).await,
+            Step::CreateLink(link) => self.create_device(step, *link, mtu(all, *link)).await,
             Step::MarkLink(link) => self.netlink(step, links::mark(*link)).await,
             Step::SetBridgeNetfilter => self.netlink(step, links::set_bridge_netfilter()).await,
             Step::SetMtu(link, mtu) => self.netlink(step, links::set_mtu(*link, *mtu)).await,
@@ -47,17 +48,17 @@ impl Host {
                 gone(self.netlink(step, links::remove_address(self.index(step, *link)?, net)).await)
             }
             Step::DeleteLink(link) => gone(self.netlink(step, links::delete(*link)).await),
-            Step::SetKey(key) => self.set_key(step, key).await,
-            Step::SetListenPort(port) => {
+            Step::SetKey(link, key) => self.set_key(step, *link, key).await,
+            Step::SetListenPort(link, port) => {
                 let port = *port;
-                self.device_setting(step, move |device| wireguard::set_listen_port(device, port)).await
+                self.device_setting(step, *link, move |target| wireguard::set_listen_port(target, port)).await
             }
             Step::AddUnreachable(_)
             | Step::RemoveUnreachable(_)
             | Step::SetRoute(..)
             | Step::RemoveRoute(_)
             | Step::SetPeer(_)
-            | Step::RemovePeer(_) => Ok(()), // batches
+            | Step::RemovePeer(..) => Ok(()), // batches
         }
     }
 
@@ -77,33 +78,33 @@ impl Host {
         }
     }
 
-    async fn create_device(&mut self, step: &Step, mtu: Option<u32>) -> Result<(), StepError> {
+    async fn create_device(&mut self, step: &Step, link: Link, mtu: Option<u32>) -> Result<(), StepError> {
         let by_kernel = match self.config.device_mode {
             DeviceMode::UserSpace => false,
-            DeviceMode::Auto | DeviceMode::Kernel => {
-                match self.execute_one(links::create(Link::Device)).await {
-                    Ok(()) => true,
-                    Err(error) if error.kind() != io::ErrorKind::Unsupported => {
-                        return Err(StepError::refused(step, error));
-                    }
-                    Err(source) if self.config.device_mode == DeviceMode::Kernel => {
-                        return Err(StepError::Device {
-                            step: step.to_string(),
-                            source: DeviceError::NoKernel(source),
-                        });
-                    }
-                    Err(_) => false,
+            DeviceMode::Auto | DeviceMode::Kernel => match self.execute_one(links::create(link)).await {
+                Ok(()) => true,
+                Err(error) if error.kind() != io::ErrorKind::Unsupported => {
+                    return Err(StepError::refused(step, error));
                 }
-            }
+                Err(source) if self.config.device_mode == DeviceMode::Kernel => {
+                    return Err(StepError::Device {
+                        step: step.to_string(),
+                        source: DeviceError::NoKernel(source),
+                    });
+                }
+                Err(_) => false,
+            },
         };
         if !by_kernel {
             let started = match &self.config.device_socket {
-                Some(socket) => device::ask(socket, mtu).await,
-                None => device::start(&self.config.device_program, &self.config.state_dir, mtu).await,
+                Some(socket) => device::ask(socket, link, mtu).await,
+                None => device::start(&self.config.device_program, &self.config.state_dir, link, mtu).await,
             };
             started.map_err(|source| StepError::Device { step: step.to_string(), source })?;
         }
-        self.netlink(step, links::mark(Link::Device)).await?;
+        self.netlink(step, links::mark(link)).await?;
+        // what it can't set now, `ensure_forwarding` sets or tells
+        let _later = self.execute_one(Ok(links::set_ipv4(link, Ipv4Setting::LooseReversePath))).await;
         self.read_links(step).await?;
         let read = self.observe_wireguard().await;
         self.stale.wireguard = read.is_err();
@@ -123,12 +124,14 @@ impl Host {
         read.map_err(|error| StepError::refused(step, io::Error::other(error)))
     }
 
-    async fn set_key(&self, step: &Step, wanted: &PublicKey) -> Result<(), StepError> {
-        match self.private_key.clone().filter(|key| key.public_key() == *wanted) {
-            Some(key) => self.device_setting(step, move |device| wireguard::set_key(device, &key)).await,
+    async fn set_key(&self, step: &Step, link: Link, wanted: &PublicKey) -> Result<(), StepError> {
+        match self.private_keys.iter().find(|key| key.public_key() == *wanted).cloned() {
+            Some(key) => {
+                self.device_setting(step, link, move |target| wireguard::set_key(target, &key)).await
+            }
             None => Err(StepError::WrongKey {
                 wanted: *wanted,
-                held: self.private_key.as_ref().map(|k| k.public_key()),
+                held: self.private_keys.iter().map(PrivateKey::public_key).collect(),
             }),
         }
     }
@@ -136,11 +139,12 @@ impl Host {
     async fn device_setting(
         &self,
         step: &Step,
-        set: impl FnOnce(Implementation) -> io::Result<()> + Send + 'static,
+        link: Link,
+        set: impl FnOnce(Target) -> io::Result<()> + Send + 'static,
     ) -> Result<(), StepError> {
-        let answer = match self.implementation() {
-            Some(device) => {
-                spawn_blocking(move || set(device)).await.unwrap_or_else(|e| Err(io::Error::other(e)))
+        let answer = match self.target(link) {
+            Some(target) => {
+                spawn_blocking(move || set(target)).await.unwrap_or_else(|e| Err(io::Error::other(e)))
             }
             None => Err(io::Error::from(Errno::NODEV)),
         };
@@ -161,8 +165,8 @@ impl Host {
     /// that the library drops.
     async fn refused(&self, step: &Step, source: io::Error) -> StepError {
         let port = match step {
-            Step::SetListenPort(port) => Some(*port),
-            Step::SetUp(Link::Device) => self.cache.state.device.as_ref().map(|device| device.listen_port),
+            Step::SetListenPort(_, port) => Some(*port),
+            Step::SetUp(link) => self.cache.device(*link).map(|device| device.listen_port),
             _ => None,
         };
         let taken = matches!(source.kind(), io::ErrorKind::AddrInUse | io::ErrorKind::InvalidInput);
@@ -187,14 +191,18 @@ impl Host {
         errors.into_iter().next().map_or(Ok(()), |(_, error)| Err(error))
     }
 
-    pub(super) fn implementation(&self) -> Option<Implementation> {
-        self.cache.state.device.as_ref().map(|device| device.implementation)
-    }
-
     fn index(&self, step: &Step, link: Link) -> Result<u32, StepError> {
         let missing = || StepError::refused(step, io::Error::from(Errno::NODEV));
-        self.cache.index(link).ok_or_else(missing)
+        self.cache.indexes.get(&link).copied().ok_or_else(missing)
     }
+}
+
+/// The MTU that a plan gives to a link.
+fn mtu(steps: &[Step], link: Link) -> Option<u32> {
+    steps.iter().find_map(|step| match step {
+        Step::SetMtu(of, mtu) if *of == link => Some(*mtu),
+        _ => None,
+    })
 }
 
 fn error_kind(error: &StepError) -> Option<io::ErrorKind> {

@@ -10,7 +10,6 @@ use ipnet::IpNet;
 use netlink_packet_route::{
     AddressFamily, RouteNetlinkMessage, address::AddressMessage, link::LinkMessage, route::RouteType,
 };
-use wg_overlay_mesh::{BRIDGE, DEVICE};
 
 use crate::{
     links::{self, FoundLink},
@@ -103,7 +102,7 @@ fn is_port_message(message: &LinkMessage) -> bool {
 }
 
 fn matters(link: &FoundLink) -> bool {
-    link.name == DEVICE || link.name == BRIDGE || links::is_underlay(link)
+    links::is_ours(&link.name) || links::is_underlay(link)
 }
 
 /// Destinations that each link has, and that lead no packet to another network.

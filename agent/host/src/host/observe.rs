@@ -5,14 +5,16 @@ use std::io;
 use netlink_packet_route::route::{RouteProtocol, RouteType};
 use tokio::task::spawn_blocking;
 use wg_overlay_mesh::{
-    BRIDGE, DEVICE, Implementation, ObservedBridge, ObservedDevice, ObservedRoute, Underlay, UnderlayRoute,
+    BRIDGE, DEVICE, Implementation, Link, NEXT_DEVICE, ObservedBridge, ObservedDevice, ObservedRoute,
+    Underlay, UnderlayRoute,
 };
 
 use crate::{
     Host, HostError,
     links::{self, FoundLink},
     routes::{self, FoundRoute, OwnRoutes},
-    sysctl, wireguard,
+    sysctl,
+    wireguard::{self, Target},
 };
 
 impl Host {
@@ -39,9 +41,10 @@ impl Host {
         self.router_advertised = advertised.map(|link| link.name.clone()).collect();
         self.cache.state.underlay.routes = found.iter().filter_map(|r| self.underlay_route(r)).collect();
         let own: OwnRoutes = found.into_iter().collect();
-        let device = self.cache.device_index;
+        let indexes = &self.cache.indexes;
+        let through = |index: u32| indexes.iter().find(|(_, own)| **own == index).map(|(link, _)| *link);
         let observed = |route: FoundRoute| ObservedRoute {
-            through_device: route.link.is_some() && route.link == device,
+            through: route.link.and_then(through).filter(|link| *link != Link::Bridge),
             source: route.source,
             mtu: route.mtu,
         };
@@ -56,9 +59,12 @@ impl Host {
         let found = blocking("links", links::read).await?;
         let by_name = |name: &str| found.values().find(|link| link.name == name);
         let bridge = by_name(BRIDGE).map(observed_bridge).transpose()?;
-        let device = by_name(DEVICE);
-        let implementation = device.map(implementation).transpose()?;
-        self.cache.bridge_index = by_name(BRIDGE).map(|link| link.index);
+        let device = by_name(DEVICE).map(|link| observed_device(Link::Device, link)).transpose()?;
+        let next = by_name(NEXT_DEVICE).map(second_device).transpose();
+        match by_name(BRIDGE) {
+            Some(link) => self.cache.indexes.insert(Link::Bridge, link.index),
+            None => self.cache.indexes.remove(&Link::Bridge),
+        };
         self.cache.state.bridge = bridge;
         self.cache.state.underlay = Underlay {
             links: found
@@ -68,39 +74,25 @@ impl Host {
                 .collect(),
             routes: std::mem::take(&mut self.cache.state.underlay.routes),
         };
-        let (Some(device), Some(implementation)) = (device, implementation) else {
-            self.cache.forget_device();
-            return Ok(());
-        };
-        if self.cache.device_index != Some(device.index) {
-            self.cache.forget_device();
-            self.cache.device_index = Some(device.index);
-            self.stale.wireguard = true;
-        }
-        let before = self.cache.state.device.take();
-        self.cache.state.device = Some(ObservedDevice {
-            implementation,
-            marked: device.marked,
-            up: device.up,
-            mtu: device.mtu,
-            addresses: device.addresses.clone(),
-            public_key: before.as_ref().and_then(|device| device.public_key),
-            listen_port: before.map_or(0, |device| device.listen_port),
-        });
+        self.stale.wireguard |= self.cache.set_device(Link::Device, device);
+        // a stranger's link is in the way of a rotation only
+        let (next, foreign) = next.map_or_else(|error| (None, Some(error)), |next| (next, None));
+        self.foreign = foreign;
+        self.stale.wireguard |= self.cache.set_device(Link::Next, next);
         Ok(())
     }
 
     pub(crate) async fn observe_wireguard(&mut self) -> Result<(), HostError> {
-        let Some(device) = &mut self.cache.state.device else {
-            self.cache.set_peers(Vec::new());
-            return Ok(());
-        };
-        let implementation = device.implementation;
-        let settings = blocking("the WireGuard device", move || wireguard::read(implementation)).await?;
-        device.public_key = settings.public_key;
-        device.listen_port = settings.listen_port;
-        self.cache.set_peers(settings.peers);
+        for target in [Link::Device, Link::Next].map(|link| self.target(link)).into_iter().flatten() {
+            let settings = blocking("a WireGuard device", move || wireguard::read(target)).await?;
+            self.cache.set_settings(target.0, settings);
+        }
         Ok(())
+    }
+
+    /// Where a device's settings are read and written, if it exists.
+    pub(crate) fn target(&self, link: Link) -> Option<Target> {
+        self.cache.device(link).map(|device| Target(link, device.implementation))
     }
 
     fn underlay_route(&self, route: &FoundRoute) -> Option<UnderlayRoute> {
@@ -123,17 +115,39 @@ fn observed_bridge(link: &FoundLink) -> Result<ObservedBridge, HostError> {
     })
 }
 
-fn implementation(link: &FoundLink) -> Result<Implementation, HostError> {
+fn observed_device(device: Link, link: &FoundLink) -> Result<(u32, ObservedDevice), HostError> {
+    let observed = ObservedDevice {
+        implementation: implementation(device, link)?,
+        marked: link.marked,
+        up: link.up,
+        mtu: link.mtu,
+        addresses: link.addresses.clone(),
+        public_key: None,
+        listen_port: 0,
+    };
+    Ok((link.index, observed))
+}
+
+/// A link of the second device's name. One that isn't marked is ours only as it was made: between that and its mark an agent
+/// may have ended.
+fn second_device(link: &FoundLink) -> Result<(u32, ObservedDevice), HostError> {
+    let untouched = !link.up && link.addresses.is_empty();
+    if link.marked || untouched {
+        return observed_device(Link::Next, link);
+    }
+    Err(HostError::ForeignLink { name: NEXT_DEVICE, kind: link.kind.clone(), expected: "one of ours" })
+}
+
+fn implementation(device: Link, link: &FoundLink) -> Result<Implementation, HostError> {
+    let name = device.name();
     match link.kind.as_str() {
         "wireguard" => Ok(Implementation::Kernel),
-        "tun" if wireguard::socket_is_live() => Ok(Implementation::UserSpace),
-        "tun" => Err(HostError::DeadDevice {
-            name: DEVICE,
-            socket: wireguard::socket_path().display().to_string(),
-        }),
-        kind => {
-            Err(HostError::ForeignLink { name: DEVICE, kind: kind.to_owned(), expected: "wireguard or tun" })
+        "tun" if wireguard::socket_is_live(device) => Ok(Implementation::UserSpace),
+        "tun" => {
+            let socket = wireguard::socket_path(device).display().to_string();
+            Err(HostError::DeadDevice { name, socket })
         }
+        kind => Err(HostError::ForeignLink { name, kind: kind.to_owned(), expected: "wireguard or tun" }),
     }
 }
 

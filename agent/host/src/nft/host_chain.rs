@@ -5,10 +5,10 @@
 //! chains a rule may hold nothing but what iptables reads back: single matches, a counter, a verdict, a comment.
 
 use serde_json::{Value, json};
-use wg_overlay_mesh::{ALIAS, BRIDGE, DEVICE, HostChain, HostChainState, TABLE};
+use wg_overlay_mesh::{ALIAS, HostChain, HostChainState, TABLE, next_port};
 
 use super::{
-    NftError, ObservedRules,
+    LINKS, NftError, ObservedRules,
     program::{list, list_existing, run},
 };
 
@@ -102,11 +102,11 @@ fn wanted(chain: &HostChain, listen_port: u16) -> Vec<Vec<Value>> {
     let is = |left: Value, right: Value| vec![json!({"match": {"op": "==", "left": left, "right": right}})];
     let link = |key: &str, name: &str| is(json!({"meta": {"key": key}}), json!(name));
     if matches!(chain, HostChain::Nft { input: true, .. }) {
-        let port = is(json!({"payload": {"protocol": "udp", "field": "dport"}}), json!(listen_port));
-        vec![port, link("iifname", BRIDGE), link("iifname", DEVICE)]
+        let port = |port: u16| is(json!({"payload": {"protocol": "udp", "field": "dport"}}), json!(port));
+        let ports = [listen_port, next_port(listen_port)].map(port);
+        ports.into_iter().chain(LINKS.map(|name| link("iifname", name))).collect()
     } else {
-        let both = |name| [link("iifname", name), link("oifname", name)];
-        [both(BRIDGE), both(DEVICE)].concat()
+        LINKS.iter().flat_map(|name| [link("iifname", name), link("oifname", name)]).collect()
     }
 }
 

@@ -4,10 +4,10 @@
 
 use std::fs;
 
-use wg_overlay_mesh::{ALIAS, BRIDGE, DEVICE, HostChain, HostChainState};
+use wg_overlay_mesh::{ALIAS, HostChain, HostChainState, next_port};
 
 use super::{
-    NftError, ObservedRules, host_chain,
+    LINKS, NftError, ObservedRules, host_chain,
     program::{ProgramError, run},
 };
 
@@ -90,12 +90,11 @@ fn name(input: bool) -> &'static str {
 
 /// Our rules, word by word as `-S` lists them.
 fn wanted(input: bool, listen_port: u16) -> Vec<String> {
-    let matches = if input {
-        [format!("-p udp -m udp --dport {listen_port}"), format!("-i {BRIDGE}"), format!("-i {DEVICE}")]
-            .to_vec()
+    let matches: Vec<String> = if input {
+        let ports = [listen_port, next_port(listen_port)].map(|port| format!("-p udp -m udp --dport {port}"));
+        ports.into_iter().chain(LINKS.map(|link| format!("-i {link}"))).collect()
     } else {
-        [format!("-i {BRIDGE}"), format!("-o {BRIDGE}"), format!("-i {DEVICE}"), format!("-o {DEVICE}")]
-            .to_vec()
+        LINKS.iter().flat_map(|link| [format!("-i {link}"), format!("-o {link}")]).collect()
     };
     let name = name(input);
     matches.iter().map(|m| format!("-A {name} {m} -m comment --comment {ALIAS} -j ACCEPT")).collect()

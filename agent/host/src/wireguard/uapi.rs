@@ -13,7 +13,7 @@ use std::{
 };
 
 use ipnet::IpNet;
-use wg_overlay_mesh::{DEVICE, ObservedPeer, PublicKey};
+use wg_overlay_mesh::{Link, ObservedPeer, PublicKey};
 use wireguard_control::Key;
 use zeroize::{Zeroize, Zeroizing};
 
@@ -24,8 +24,8 @@ use crate::PrivateKey;
 const BUFFER: usize = 128 * 1024;
 
 /// Key, port and peers of the device.
-pub(super) fn read() -> io::Result<Settings> {
-    let mut socket = UnixStream::connect(socket_path())?;
+pub(super) fn read(device: Link) -> io::Result<Settings> {
+    let mut socket = UnixStream::connect(socket_path(device))?;
     socket.write_all(b"get=1\n\n")?;
     parse(socket, SystemTime::now())
 }
@@ -78,7 +78,7 @@ impl Reader {
                 self.end_peer();
                 let known = PublicKey::from_bytes(hex(value)?);
                 if let Err(error) = &known {
-                    tracing::warn!(device = DEVICE, %error, "a peer that no node can be is left alone");
+                    tracing::warn!(%error, "a peer that no node can be is left alone");
                 }
                 self.peer = Some((known.ok(), ObservedPeer::default()));
             }

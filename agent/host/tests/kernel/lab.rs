@@ -24,7 +24,7 @@ use nix::{
 use wg_overlay_host::{Change, DeviceMode, DeviceProgram, Events, Host, HostConfig, PrivateKey, Scope};
 use wg_overlay_mesh::{
     DEVICE, DesiredBridge, DesiredDevice, DesiredPeer, DesiredRoute, DesiredState, EndpointSource, Firewall,
-    IpNets, Plan, PublicKey, plan,
+    IpNets, NEXT_DEVICE, ObservedPeer, Plan, PublicKey, plan,
 };
 
 /// How long anything may take that is expected to happen.
@@ -54,7 +54,9 @@ struct Cleanup;
 
 impl Drop for Cleanup {
     fn drop(&mut self) {
-        let _ = Command::new("ip").args(["link", "delete", DEVICE]).output();
+        for link in [DEVICE, NEXT_DEVICE] {
+            let _ = Command::new("ip").args(["link", "delete", link]).output();
+        }
     }
 }
 
@@ -72,14 +74,12 @@ pub fn run<T>(work: impl Future<Output = T>) -> T {
 
 pub fn device_program() -> DeviceProgram {
     match std::env::var_os("WG_OVERLAY_TEST_DEVICE") {
-        Some(program) => DeviceProgram {
-            program: program.into(),
-            arguments: vec!["device".into(), DEVICE.into()],
-            takes_mtu: true,
-        },
+        Some(program) => {
+            DeviceProgram { program: program.into(), arguments: vec!["device".into()], takes_mtu: true }
+        }
         None => DeviceProgram {
             program: "wireguard-go".into(),
-            arguments: vec!["--foreground".into(), DEVICE.into()],
+            arguments: vec!["--foreground".into()],
             takes_mtu: false,
         },
     }
@@ -107,7 +107,7 @@ impl Node {
         let key = PrivateKey::generate();
         let desired = desired(key.public_key());
         let mut host = Host::open(config()).unwrap();
-        host.set_private_key(key);
+        host.set_private_keys(vec![key]);
         Self { host, desired }
     }
 
@@ -129,10 +129,13 @@ impl Node {
         assert_eq!(read.bridge, self.host.observed().bridge);
         assert_eq!(read.routes, self.host.observed().routes);
         assert_eq!(read.underlay.links, self.host.observed().underlay.links);
-        let nets = |host: &Host| -> BTreeMap<PublicKey, IpNets> {
-            host.observed().peers.iter().map(|(key, peer)| (*key, peer.allowed_ips.clone())).collect()
+        let nets = |peers: &BTreeMap<PublicKey, ObservedPeer>| -> BTreeMap<PublicKey, IpNets> {
+            peers.iter().map(|(key, peer)| (*key, peer.allowed_ips.clone())).collect()
         };
-        assert_eq!(nets(&other), nets(&self.host));
+        assert_eq!(nets(&other.observed().peers), nets(&self.host.observed().peers));
+        let next =
+            |host: &Host| host.observed().next.as_ref().map(|next| (next.device.clone(), nets(&next.peers)));
+        assert_eq!(next(&other), next(&self.host));
     }
 
     /// Adds peer number `n` (up to 65,535), with a prefix and a route of each family.
@@ -201,6 +204,7 @@ fn desired(public_key: PublicKey) -> DesiredState {
             mtu: 1400,
             addresses: [net("10.244.1.1/32"), net("fd00:244:0:1::1/128")].into(),
         },
+        next: None,
         bridge: DesiredBridge {
             mtu: 1400,
             addresses: [net("10.244.1.1/24"), net("fd00:244:0:1::1/64")].into(),

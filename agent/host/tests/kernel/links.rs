@@ -278,11 +278,13 @@ fn asked() {
 
         let listener = UnixListener::bind("/run/device.sock").unwrap();
         let answers = std::thread::spawn(move || {
-            for answer in ["", "error: no /dev/net/tun\n"] {
+            for (answer, name) in
+                [("", ""), ("error: no /dev/net/tun\n", ""), ("error: what?\n", " name=wgo1")]
+            {
                 let mut stream = listener.accept().unwrap().0;
                 let mut question = String::new();
                 BufReader::new(&stream).read_line(&mut question).unwrap();
-                assert_eq!(question, "start mtu=1400\n");
+                assert_eq!(question, format!("start mtu=1400{name}\n"));
                 stream.write_all(answer.as_bytes()).unwrap();
             }
         });
@@ -293,6 +295,8 @@ fn asked() {
             "{}",
             words(&refused)
         );
+        let next = [Step::CreateLink(Link::Next), Step::SetMtu(Link::Next, 1400)];
+        assert!(words(&host.apply_all(&next).await).contains("what?"));
         answers.join().unwrap();
     });
 }

@@ -13,6 +13,7 @@ use nix::sched::{CloneFlags, unshare};
 mod events;
 mod lab;
 mod links;
+mod next;
 mod peers;
 mod routes;
 mod sysctls;
@@ -21,7 +22,8 @@ type Test = (&'static str, fn());
 
 fn main() -> ExitCode {
     let missing = missing();
-    let tests = [links::TESTS, routes::TESTS, peers::TESTS, events::TESTS, sysctls::TESTS].concat();
+    let tests =
+        [links::TESTS, next::TESTS, routes::TESTS, peers::TESTS, events::TESTS, sysctls::TESTS].concat();
     let trials = tests.into_iter().map(|(name, test)| {
         let trial = Trial::test(name, move || {
             lab::isolated(test);

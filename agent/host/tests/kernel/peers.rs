@@ -3,7 +3,7 @@
 use std::net::UdpSocket;
 
 use wg_overlay_host::{Host, PrivateKey, Scope, StepError};
-use wg_overlay_mesh::{Implementation, IpNets, PeerChange, PublicKey, Step, plan};
+use wg_overlay_mesh::{Implementation, IpNets, Link, PeerChange, PublicKey, Step, plan};
 
 use crate::{
     Test,
@@ -110,7 +110,7 @@ fn key() {
         let mut restarted = Host::open(config()).unwrap();
         let key = restarted.device_private_key().await.unwrap().unwrap();
         assert_eq!(key.public_key(), node.desired.device.public_key);
-        restarted.set_private_key(key);
+        restarted.set_private_keys(vec![key]);
         assert!(plan(&node.desired, restarted.observed()).steps.is_empty(), "a restart changes nothing");
     });
 }
@@ -120,9 +120,9 @@ fn wrong_key() {
         let mut node = Node::new();
         node.converge(Scope::ALL).await;
         let wanted = PrivateKey::generate().public_key();
-        let error = node.host.apply(&Step::SetKey(wanted)).await.unwrap_err();
+        let error = node.host.apply(&Step::SetKey(Link::Device, wanted)).await.unwrap_err();
         assert!(
-            matches!(&error, StepError::WrongKey { wanted: w, held: Some(h) } if *w == wanted && *h == node.desired.device.public_key)
+            matches!(&error, StepError::WrongKey { wanted: w, held } if *w == wanted && *held == [node.desired.device.public_key])
         );
         assert!(!error.is_retryable());
         node.assert_converged().await;
@@ -134,18 +134,19 @@ fn port() {
         let mut node = Node::new();
         node.converge(Scope::ALL).await;
         let socket = UdpSocket::bind("0.0.0.0:51999").unwrap();
-        let error = node.host.apply(&Step::SetListenPort(51999)).await.unwrap_err();
+        let error = node.host.apply(&Step::SetListenPort(Link::Device, 51999)).await.unwrap_err();
         let holder = std::fs::read_to_string("/proc/self/comm").unwrap();
         assert!(error.to_string().contains("51999") && error.to_string().contains(holder.trim()), "{error}");
         drop(socket);
         // wireguard-go closes its socket of before in its own time.
-        let again = async { while node.host.apply(&Step::SetListenPort(51999)).await.is_err() {} };
+        let again =
+            async { while node.host.apply(&Step::SetListenPort(Link::Device, 51999)).await.is_err() {} };
         tokio::time::timeout(PATIENCE, again).await.unwrap();
         node.converge(Scope::WIREGUARD).await;
         node.assert_converged().await;
         if node.host.observed().device.as_ref().unwrap().implementation == Implementation::Kernel {
             sh("ip link add other type wireguard; wg set other listen-port 51998; ip link set other up");
-            let error = node.host.apply(&Step::SetListenPort(51998)).await.unwrap_err();
+            let error = node.host.apply(&Step::SetListenPort(Link::Device, 51998)).await.unwrap_err();
             assert!(error.to_string().contains("the WireGuard device other"), "{error}");
         }
     });

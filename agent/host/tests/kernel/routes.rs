@@ -4,7 +4,7 @@ use std::time::Instant;
 
 use nix::sched::{CloneFlags, unshare};
 use wg_overlay_host::{Scope, StepError};
-use wg_overlay_mesh::{DesiredRoute, Step, plan};
+use wg_overlay_mesh::{DesiredRoute, Link, Step, plan};
 
 use crate::{
     Test,
@@ -58,9 +58,10 @@ fn refused() {
     run(async {
         let mut node = Node::new();
         node.converge(Scope::ALL).await;
-        let mut steps: Vec<Step> = (0..500).map(|n| Step::SetRoute(prefix4(n), route(&prefix4(n)))).collect();
+        let mut steps: Vec<Step> =
+            (0..500).map(|n| Step::SetRoute(prefix4(n), route(&prefix4(n)), Link::Device)).collect();
         let bad = DesiredRoute { source: Some("192.0.2.77".parse().unwrap()), mtu: None }; // no address of this host
-        steps[250] = Step::SetRoute(prefix4(250), bad);
+        steps[250] = Step::SetRoute(prefix4(250), bad, Link::Device);
         let failed = node.host.apply_all(&steps).await;
         assert_eq!(failed.len(), 1, "{}", words(&failed));
         assert_eq!(failed[0].0, steps[250]);
@@ -75,7 +76,7 @@ fn all_refused() {
         let mut node = Node::new();
         node.converge(Scope::ALL).await;
         let bad = DesiredRoute { source: Some("192.0.2.77".parse().unwrap()), mtu: None };
-        let steps: Vec<Step> = (0..2000).map(|n| Step::SetRoute(prefix4(n), bad)).collect();
+        let steps: Vec<Step> = (0..2000).map(|n| Step::SetRoute(prefix4(n), bad, Link::Device)).collect();
         let failed = node.host.apply_all(&steps).await;
         assert_eq!(failed.len(), 2000);
         let invalid = |error: &StepError| matches!(error, StepError::Refused { source, .. } if source.kind() == std::io::ErrorKind::InvalidInput);
@@ -90,7 +91,8 @@ fn conflict() {
         node.converge(Scope::ALL).await;
         let (v4, v6) = (net("10.200.0.0/24"), net("fd00:200::/64"));
         sh("ip route add 10.200.0.0/24 via 192.0.2.2; ip -6 route add fd00:200::/64 via 2001:db8::2");
-        let steps = [Step::SetRoute(v4, route(&v4)), Step::SetRoute(v6, route(&v6))];
+        let steps =
+            [Step::SetRoute(v4, route(&v4), Link::Device), Step::SetRoute(v6, route(&v6), Link::Device)];
         let failed = node.host.apply_all(&steps).await;
         assert_eq!(failed.len(), 2, "{}", words(&failed));
         assert!(words(&failed).contains("somebody else's is in its place"), "{}", words(&failed));
@@ -112,7 +114,7 @@ fn same_prefix() {
         node.converge(Scope::ALL).await;
         for prefix in [net("10.128.0.0/10"), net("fd00:244::/32")] {
             let steps = [
-                Step::SetRoute(prefix, route(&prefix)),
+                Step::SetRoute(prefix, route(&prefix), Link::Device),
                 Step::RemoveRoute(prefix),
                 Step::RemoveRoute(prefix),
             ];
@@ -168,8 +170,8 @@ fn gone() {
         );
         let nets: Vec<_> = node.desired.routes.keys().copied().collect();
         let mut steps: Vec<Step> = nets.into_iter().map(Step::RemoveRoute).collect();
-        steps.push(Step::RemoveAddress(wg_overlay_mesh::Link::Device, net("10.244.1.1/32")));
-        steps.push(Step::DeleteLink(wg_overlay_mesh::Link::Bridge));
+        steps.push(Step::RemoveAddress(Link::Device, net("10.244.1.1/32")));
+        steps.push(Step::DeleteLink(Link::Bridge));
         steps.push(Step::RemoveUnreachable(net("10.244.0.0/16")));
         let failed = node.host.apply_all(&steps).await;
         assert!(failed.is_empty(), "{}", words(&failed));

@@ -19,6 +19,10 @@ fn forwarding(what: &str) -> String {
     sh(&format!("cat /proc/sys/net/{what}/forwarding")).trim().to_owned()
 }
 
+fn rp_filter() -> String {
+    sh("cat /proc/sys/net/ipv4/conf/wgo0/rp_filter").trim().to_owned()
+}
+
 fn on() {
     run(async {
         let mut node = Node::new();
@@ -30,9 +34,12 @@ fn on() {
         for what in ["ipv4/conf/all", "ipv4/conf/wgo0", "ipv4/conf/wgobr0", "ipv6/conf/all"] {
             assert_eq!(forwarding(what), "1", "{what}");
         }
-        sh("echo 0 > /proc/sys/net/ipv4/conf/wgobr0/forwarding");
+        sh(
+            "echo 0 > /proc/sys/net/ipv4/conf/wgobr0/forwarding; echo 1 > /proc/sys/net/ipv4/conf/wgo0/rp_filter",
+        );
         assert_eq!(node.host.ensure_forwarding(true, true).await, []);
         assert_eq!(forwarding("ipv4/conf/wgobr0"), "1");
+        assert_eq!(rp_filter(), "2", "loose, for what comes by the other device while a key rotates");
     });
 }
 
@@ -60,7 +67,8 @@ fn read_only() {
             echo 1 > /proc/sys/net/ipv6/conf/eth0/accept_ra; ip -6 route add default via fe80::1 dev eth0 proto ra");
         node.converge(Scope::ALL).await;
         sh(
-            "echo 0 > /proc/sys/net/ipv4/conf/wgo0/forwarding; echo 0 > /proc/sys/net/ipv4/conf/wgobr0/forwarding",
+            "echo 0 > /proc/sys/net/ipv4/conf/wgo0/forwarding; echo 0 > /proc/sys/net/ipv4/conf/wgobr0/forwarding
+            echo 1 > /proc/sys/net/ipv4/conf/wgo0/rp_filter",
         );
         protect_proc_sys();
         let wrong = node.host.ensure_forwarding(true, true).await;
@@ -69,6 +77,7 @@ fn read_only() {
         assert!(wrong[0].to_string().contains("sysctl -w net.ipv4.conf.all.forwarding=1"), "{}", wrong[0]);
         assert_eq!(forwarding("ipv4/conf/wgo0"), "1");
         assert_eq!(forwarding("ipv4/conf/wgobr0"), "1");
+        assert_eq!(rp_filter(), "2");
         assert_eq!(forwarding("ipv6/conf/all"), "0", "a node keeps its default route");
     });
 }

@@ -94,7 +94,7 @@ fn drops(host: &Host) {
     assert_eq!(found.keys().cloned().collect::<Vec<_>>(), chains);
     assert!(found.values().all(|s| *s == HostChainState::Allowed), "{found:?}");
     let ours = lab.node.sh(&host.listing).matches("wg-overlay").count();
-    assert_eq!(ours, host.chains * if host.input { 3 } else { 4 });
+    assert_eq!(ours, host.chains * if host.input { 5 } else { 6 });
 
     for _ in 0..2 {
         chains.iter().cloned().for_each(|chain| lab.apply(&Step::LeaveHostChain(chain)));
@@ -113,13 +113,16 @@ fn check(lab: &Lab, input: bool, open: bool, why: &str) {
                 (&lab.pod_a, pod_a, &lab.node, node, node, 7000),
                 (&lab.remote, remote, &lab.node, gateway, gateway, 7000),
                 (&lab.outside, outside, &lab.node, any, node, 51820),
+                (&lab.outside, outside, &lab.node, any, node, 51821),
             ]
+            .to_vec()
         } else {
             [
                 (&lab.pod_a, pod_a, &lab.remote, remote, remote, 7000),
                 (&lab.remote, remote, &lab.pod_a, pod_a, pod_a, 7000),
                 (&lab.pod_a, pod_a, &lab.outside, outside, outside, 7000),
             ]
+            .to_vec()
         };
         for (sender, from, receiver, bound, to, port) in flows {
             let receiver = receiver.udp(&at(bound, port));
@@ -143,9 +146,17 @@ fn another_port() {
         lab.apply(&Step::AllowInHostChain { chain: chain.clone(), listen_port: 4500 });
         assert_eq!(only_state(&lab), (chain.clone(), HostChainState::Drops), "made for another port");
         lab.apply(&Step::AllowInHostChain { chain: chain.clone(), listen_port: 51820 });
-        assert_eq!(only_state(&lab), (chain, HostChainState::Allowed));
+        assert_eq!(only_state(&lab), (chain.clone(), HostChainState::Allowed));
         let rules = lab.node.sh(&format!("{program} -S INPUT"));
-        assert!(!rules.contains("4500") && rules.matches("wg-overlay").count() == 3, "{rules}");
+        assert!(!rules.contains("4500") && rules.matches("wg-overlay").count() == 5, "{rules}");
+        // as an earlier version left them
+        lab.node.sh(&format!(
+            "{program} -D INPUT -i wgo1 -m comment --comment wg-overlay -j ACCEPT
+             {program} -D INPUT -p udp -m udp --dport 51821 -m comment --comment wg-overlay -j ACCEPT"
+        ));
+        assert_eq!(only_state(&lab), (chain.clone(), HostChainState::Drops), "made for one device");
+        lab.apply(&Step::AllowInHostChain { chain: chain.clone(), listen_port: 51820 });
+        assert_eq!(only_state(&lab), (chain, HostChainState::Allowed));
     }
 }
 
@@ -179,6 +190,7 @@ fn iptables_beside_ours() {
         "-A FORWARD -o wgo0 -m comment --comment wg-overlay -j ACCEPT",
         "-A FORWARD -p tcp -m tcp --dport 80 -j ACCEPT",
         "-A INPUT -p udp -m udp --dport 51820 -m comment --comment wg-overlay -j ACCEPT",
+        "-A INPUT -p udp -m udp --dport 51821 -m comment --comment wg-overlay -j ACCEPT",
     ] {
         assert!(rules.contains(rule), "{rule}\n{rules}");
     }

@@ -95,7 +95,7 @@ fn as_themselves() {
 
 fn node_to_pod() {
     let lab = Lab::new();
-    let control = "oifname \"wgo0\" ip";
+    let control = r#"oifname { "wgo0", "wgo1" } ip"#;
     for side in &FAMILIES {
         let pod = lab.remote.udp(&at(side.remote, 7000));
         lab.set_firewall_without(&firewall(), control);

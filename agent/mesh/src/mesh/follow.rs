@@ -8,9 +8,9 @@ use std::{
 
 use ipnet::IpNet;
 
-use super::{Changes, Mesh, Part, Touched, sockets};
+use super::{Changes, Mesh, Part, Touched, next_key, sockets};
 use crate::{
-    Cluster, Decision, ObservedState,
+    Cluster, Decision, DesiredNext, ObservedState, PublicKey,
     basis::Basis,
     claim::{Claim, Known},
     prefix::host_prefix,
@@ -29,20 +29,20 @@ impl Mesh {
         let mut near = std::mem::take(&mut self.moved);
         for name in &changes.nodes {
             if let Some((node, before)) = self.read(basis, name, cluster.record(name).as_deref()) {
-                withdraw(&node, &before, &mut decision);
-                part.note(&node, &before, sockets(basis, &before));
+                withdraw(basis, &node, &before, &mut decision);
+                part.note(&node, &before, next_key(basis, &before), sockets(basis, &before));
                 near.extend(before.addresses.iter().map(|ip| host_prefix(*ip)));
             }
             if let Some((node, now)) = self.nodes.get_key_value(name.as_str()) {
-                part.note(node, now, sockets(basis, now));
+                part.note(node, now, next_key(basis, now), sockets(basis, now));
                 near.extend(now.addresses.iter().map(|ip| host_prefix(*ip)));
             }
         }
-        let nodes = self.connected(&part, &near);
+        let nodes = self.connected(basis, &part, &near);
         let known: Vec<_> = nodes.iter().filter_map(|node| self.nodes.get_key_value(node)).collect();
         for (node, known) in &known {
-            withdraw(node, known, &mut decision);
-            part.note(node, known, BTreeSet::new());
+            withdraw(basis, node, known, &mut decision);
+            part.note(node, known, next_key(basis, known), BTreeSet::new());
         }
         let holders = std::mem::take(&mut decision.holders);
         let held = self.add(basis, known, &holders, observed, &mut decision);
@@ -58,7 +58,7 @@ impl Mesh {
     }
 
     /// The Nodes of a part and at these prefixes, and whoever they are in conflict with.
-    fn connected(&self, part: &Part, near: &BTreeSet<IpNet>) -> BTreeSet<Arc<str>> {
+    fn connected(&self, basis: &Basis, part: &Part, near: &BTreeSet<IpNet>) -> BTreeSet<Arc<str>> {
         let mut found = BTreeSet::new();
         let mut queue: Vec<&Arc<str>> = part.nodes.iter().collect();
         queue.extend(part.peers.iter().flat_map(|key| self.index.with_key(*key)));
@@ -68,7 +68,8 @@ impl Mesh {
                 continue;
             }
             if let Some(Ok(claim)) = self.nodes.get(node).map(|known| &known.claim) {
-                queue.extend(self.index.with_key(claim.key));
+                let keys = [Some(claim.key), basis.rotation(claim).map(|(key, _)| key)];
+                queue.extend(keys.into_iter().flatten().flat_map(|key| self.index.with_key(key)));
                 claim.prefixes().for_each(|net| queue.extend(self.index.overlapping(&net)));
             }
         }
@@ -77,18 +78,24 @@ impl Mesh {
 }
 
 impl Part {
-    fn note(&mut self, node: &Arc<str>, known: &Known, sockets: BTreeSet<SocketAddr>) {
+    fn note(
+        &mut self,
+        node: &Arc<str>,
+        known: &Known,
+        next_key: Option<PublicKey>,
+        sockets: BTreeSet<SocketAddr>,
+    ) {
         self.nodes.insert(node.clone());
         self.endpoints.extend(sockets);
         if let Ok(claim) = &known.claim {
-            self.peers.insert(claim.key);
+            self.peers.extend([Some(claim.key), next_key].into_iter().flatten());
             self.prefixes.extend(claim.prefixes());
         }
     }
 }
 
 /// Takes out what a decision says of a Node, who holds what apart.
-fn withdraw(node: &Arc<str>, known: &Known, decision: &mut Decision) {
+fn withdraw(basis: &Basis, node: &Arc<str>, known: &Known, decision: &mut Decision) {
     decision.refusals.remove(&**node);
     decision.unresolved.remove(&**node);
     let Ok(claim) = &known.claim else { return };
@@ -99,6 +106,14 @@ fn withdraw(node: &Arc<str>, known: &Known, decision: &mut Decision) {
             desired.routes.remove(&net);
         }
     }
+    if let (Some(key), Some(next)) = (next_key(basis, known), &mut desired.next)
+        && next.peers.get(&key).is_some_and(|peer| *peer.node == **node)
+    {
+        next.peers.remove(&key);
+        next.pairs.remove(&key);
+    }
+    let in_use = |next: &DesiredNext| basis.rotates() || !next.peers.is_empty();
+    desired.next = desired.next.take().filter(in_use);
 }
 
 /// Gives prefixes to those who hold them now; what nobody holds any more is free. Gives those that moved.

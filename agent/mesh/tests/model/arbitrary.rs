@@ -5,12 +5,14 @@ use std::{collections::BTreeMap, time::Duration};
 use ipnet::IpNet;
 use proptest::{collection::btree_map, option, prelude::*, sample::select};
 use wg_overlay_mesh::{
-    ClusterView, DesiredState, HostChain, HostChainState, Implementation, IpNets, Local, NodeRecord,
-    ObservedBridge, ObservedDevice, ObservedFirewall, ObservedPeer, ObservedRoute, ObservedState,
-    PORT_RULESET, annotation, ruleset,
+    ClusterView, DesiredState, HostChain, HostChainState, Implementation, IpNets, Link, Local, NodeRecord,
+    ObservedBridge, ObservedDevice, ObservedFirewall, ObservedNext, ObservedPeer, ObservedRoute,
+    ObservedState, PORT_RULESET, PublicKey, Rotation, annotation, ruleset,
 };
 
-use super::cluster::{decided, fresh, ip, key, local, name, net, nets, node, set, set_key, v4, v6, view};
+use super::cluster::{
+    decided, fresh, ip, key, local, name, net, nets, next, node, set, set_key, v4, v6, view,
+};
 
 /// A decision to be made: this node, its cluster and its kernel.
 #[derive(Debug, Clone)]
@@ -29,10 +31,16 @@ impl Case {
 
 /// Any case. The observed table, where there is one, holds the right rules, or none of them.
 pub fn case() -> impl Strategy<Value = Case> {
-    (any::<bool>(), any::<bool>(), 1280u32..1600, any_view(), any_observed(), any::<bool>()).prop_map(
-        |(ipv6, fail_closed, max_mtu, mut view, mut observed, right_rules)| {
+    let own = (
+        select(vec![Some(next(1)), Some(next(1)), Some(key(1)), Some(key(3)), None]),
+        option::weighted(0.4, any_rotation()),
+    );
+    let rest = (1280u32..1600, any_view(), any_observed(), any::<bool>());
+    (any::<bool>(), any::<bool>(), own, rest).prop_map(
+        |(ipv6, fail_closed, (next_key, rotation), (max_mtu, mut view, mut observed, right_rules))| {
             let mut local = local();
             local.settings.fail_closed = fail_closed;
+            (local.next_key, local.rotation) = (next_key, rotation);
             local.max_mtu = max_mtu;
             if !ipv6 {
                 view.entry(name(1)).and_modify(|own| own.pod_cidrs.truncate(1));
@@ -61,6 +69,8 @@ fn any_view() -> impl Strategy<Value = ClusterView> {
 pub struct NodeChange {
     created: Option<i64>,
     key: Option<u8>,
+    next_key: Option<Option<u8>>,
+    rotation: Option<Rotation>,
     cidr: Option<(u8, bool, bool)>,
     overlay_ip: Option<u8>,
     internal_ip: Option<&'static str>,
@@ -76,24 +86,26 @@ pub fn any_node() -> impl Strategy<Value = NodeChange> {
         (annotation::ENDPOINT, "203.0.113.7:4000"),
         (annotation::ENDPOINT, "edge.example.com"),
         (annotation::PUBLIC_KEY, "none"),
+        (annotation::ROTATION, "none"),
     ];
     let addresses = ["192.0.2.77", "203.0.113.9", "10.244.3.7", "192.0.2.1", "fe80::1", "2001:db8::99"];
     (
         option::weighted(0.3, 990..1020i64),
         option::weighted(0.2, 1..=10u8),
+        option::weighted(0.3, option::of(select(vec![1, 2, 3, 4, 5, 101, 102, 103, 104, 105]))),
+        option::weighted(0.4, any_rotation()),
         option::weighted(0.4, (1..=10u8, any::<bool>(), any::<bool>())),
         option::weighted(0.1, 1..=10u8),
         option::weighted(0.2, select(addresses.to_vec())),
         proptest::collection::vec(select(values.to_vec()), 0..2),
     )
-        .prop_map(|(created, key, cidr, overlay_ip, internal_ip, values)| NodeChange {
-            created,
-            key,
-            cidr,
-            overlay_ip,
-            internal_ip,
-            values,
+        .prop_map(|(created, key, next_key, rotation, cidr, overlay_ip, internal_ip, values)| {
+            NodeChange { created, key, next_key, rotation, cidr, overlay_ip, internal_ip, values }
         })
+}
+
+pub fn any_rotation() -> impl Strategy<Value = Rotation> {
+    select(vec![Rotation::Away, Rotation::Back])
 }
 
 impl NodeChange {
@@ -103,6 +115,14 @@ impl NodeChange {
         record.created = self.created.unwrap_or(record.created);
         if let Some(other) = self.key {
             set_key(&mut record, key(other));
+        }
+        if let Some(other) = self.next_key {
+            record.annotations.remove(annotation::NEXT_PUBLIC_KEY);
+            let text = other.map(|other| key(other).to_string());
+            text.into_iter().for_each(|text| set(&mut record, annotation::NEXT_PUBLIC_KEY, text));
+        }
+        if let Some(rotation) = self.rotation {
+            set(&mut record, annotation::ROTATION, rotation.to_string());
         }
         if let Some((m, with_v4, with_v6)) = self.cidr {
             let cidrs = [(v4(m), with_v4), (v6(m), with_v6)];
@@ -133,7 +153,7 @@ fn any_observed() -> impl Strategy<Value = ObservedState> {
     let chain = |ipv6, input| HostChain::Legacy { ipv6, input };
     let state = select(vec![HostChainState::Drops, HostChainState::Allowed, HostChainState::Unneeded]);
     (
-        option::weighted(0.8, any_device()),
+        (option::weighted(0.8, any_device()), option::weighted(0.5, any_next())),
         option::weighted(0.8, any_bridge()),
         proptest::sample::subsequence(
             vec![net("10.244.0.0/16"), net("fd00:244::/56"), net("10.99.0.0/16")],
@@ -147,10 +167,10 @@ fn any_observed() -> impl Strategy<Value = ObservedState> {
         select(vec![None, Some(""), Some(PORT_RULESET)]),
     )
         .prop_map(
-            |(device, bridge, unreachable, peers, routes, endpoints, host_chains, in_use, ports)| {
+            |((device, next), bridge, unreachable, peers, routes, endpoints, host_chains, in_use, ports)| {
                 let port_guard = ports.map(str::to_owned);
                 let mut state =
-                    ObservedState { device, bridge, peers, routes, port_guard, host_chains, ..fresh() };
+                    ObservedState { device, next, bridge, peers, routes, port_guard, host_chains, ..fresh() };
                 state.unreachable = unreachable.into_iter().collect();
                 state.addresses_in_use = in_use.into_iter().collect();
                 state.firewall = endpoints.map(|endpoints| ObservedFirewall {
@@ -164,15 +184,21 @@ fn any_observed() -> impl Strategy<Value = ObservedState> {
 
 /// Takes away what no kernel holds: peers and routes without a device, IPv6 on a small link, a peer with its own key.
 fn possible(mut state: ObservedState) -> ObservedState {
-    let up = state.device.as_ref().is_some_and(|d| d.up);
-    state.routes.retain(|_, route| up || !route.through_device);
+    let next = state.next.as_ref().map(|next| &next.device);
+    let up = [(Link::Device, state.device.as_ref()), (Link::Next, next)]
+        .map(|(link, d)| (link, d.is_some_and(|d| d.up)));
+    state.routes.retain(|_, route| route.through.is_none_or(|link| up.contains(&(link, true))));
+    if let Some(next) = &mut state.next {
+        next.peers.retain(|key, _| Some(*key) != next.device.public_key);
+    }
     match &state.device {
         Some(device) => state.peers.retain(|key, _| Some(*key) != device.public_key),
         None => state.peers.clear(),
     }
-    let device = state.device.as_mut().map(|d| (d.mtu, &mut d.addresses));
+    let next = state.next.as_mut().map(|next| &mut next.device);
+    let devices = state.device.as_mut().into_iter().chain(next).map(|d| (d.mtu, &mut d.addresses));
     let bridge = state.bridge.as_mut().map(|b| (b.mtu, &mut b.addresses));
-    for (_, addresses) in device.into_iter().chain(bridge).filter(|(mtu, _)| *mtu < 1280) {
+    for (_, addresses) in devices.chain(bridge).filter(|(mtu, _)| *mtu < 1280) {
         addresses.retain(|a| a.addr().is_ipv4());
     }
     state
@@ -185,8 +211,8 @@ fn any_device() -> impl Strategy<Value = ObservedDevice> {
         any::<[bool; 3]>(),
         select(vec![1000, 1280, 1420, 9000]),
         proptest::sample::subsequence(addresses, 0..=4),
-        option::of(select(vec![key(1), key(2), key(99)])),
-        select(vec![0, 51820, 51821]),
+        option::of(select(vec![key(1), next(1), key(2), key(99)])),
+        select(vec![0, 51820, 51821, 51822]),
     )
         .prop_map(|([marked, up, kernel], mtu, addresses, public_key, listen_port)| ObservedDevice {
             implementation: if kernel { Implementation::Kernel } else { Implementation::UserSpace },
@@ -197,6 +223,20 @@ fn any_device() -> impl Strategy<Value = ObservedDevice> {
             public_key,
             listen_port,
         })
+}
+
+/// A second device, whose peers are known by either of their keys.
+fn any_next() -> impl Strategy<Value = ObservedNext> {
+    (any_device(), any_peers(), any::<bool>(), any::<bool>()).prop_map(
+        |(mut device, peers, by_next_key, right)| {
+            let by_key = |(at, peer): (PublicKey, ObservedPeer)| {
+                let n = (1..=12).find(|n| key(*n) == at).filter(|_| by_next_key);
+                (n.map_or(at, next), peer)
+            };
+            device.public_key = if right { Some(next(1)) } else { device.public_key };
+            ObservedNext { device, peers: peers.into_iter().map(by_key).collect() }
+        },
+    )
 }
 
 fn any_bridge() -> impl Strategy<Value = ObservedBridge> {
@@ -218,7 +258,7 @@ fn any_bridge() -> impl Strategy<Value = ObservedBridge> {
 }
 
 /// Peers of which each prefix belongs to one, as in the kernel.
-fn any_peers() -> impl Strategy<Value = BTreeMap<wg_overlay_mesh::PublicKey, ObservedPeer>> {
+fn any_peers() -> impl Strategy<Value = BTreeMap<PublicKey, ObservedPeer>> {
     let peers = btree_map((1..=12u8).prop_map(key), any_peer(), 0..8);
     let owners =
         proptest::collection::vec(option::weighted(0.2, any::<prop::sample::Index>()), prefixes().len());
@@ -256,6 +296,7 @@ pub fn any_peer() -> impl Strategy<Value = ObservedPeer> {
 }
 
 fn any_route() -> impl Strategy<Value = ObservedRoute> {
-    (any::<bool>(), option::of(select(vec![ip("10.244.1.1"), ip("10.244.9.1")])), option::of(Just(1300)))
-        .prop_map(|(through_device, source, mtu)| ObservedRoute { through_device, source, mtu })
+    let through = select(vec![Some(Link::Device), Some(Link::Next), None]);
+    (through, option::of(select(vec![ip("10.244.1.1"), ip("10.244.9.1")])), option::of(Just(1300)))
+        .prop_map(|(through, source, mtu)| ObservedRoute { through, source, mtu })
 }

@@ -30,6 +30,11 @@ pub fn key(n: u8) -> PublicKey {
     PublicKey::from_bytes(bytes).unwrap()
 }
 
+/// The key that `worker-n` changes to next.
+pub fn next(n: u8) -> PublicKey {
+    key(n + 100)
+}
+
 pub fn name(n: u8) -> String {
     format!("worker-{n}")
 }
@@ -46,6 +51,8 @@ pub fn v6(n: u8) -> IpNet {
 pub fn node(n: u8) -> NodeRecord {
     let advertisement = Advertisement {
         public_key: key(n),
+        next_key: Some(next(n)),
+        rotation: None,
         overlay_ips: [v4(n), v6(n)].iter().filter_map(wg_overlay_mesh::first_host).collect(),
         listen_port: 51820,
         mtu: Some(1420),
@@ -78,6 +85,8 @@ pub fn local() -> Local {
     Local {
         node_name: name(1),
         public_key: key(1),
+        next_key: Some(next(1)),
+        rotation: None,
         max_mtu: 65535,
         settings: Settings {
             cluster_cidrs: nets(["10.244.0.0/16", "fd00:244::/56"]),

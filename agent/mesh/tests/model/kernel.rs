@@ -1,15 +1,18 @@
 //! A model of the kernel: what each step does to the state, and whether a packet would leave unencrypted.
 
 use std::{
-    collections::BTreeSet,
+    collections::{BTreeMap, BTreeSet},
     net::{IpAddr, SocketAddr},
 };
 
 use ipnet::IpNet;
 use wg_overlay_mesh::{
-    DesiredState, HostChainState, IPV6_MINIMUM_MTU, Implementation, Link, ObservedBridge, ObservedDevice,
-    ObservedFirewall, ObservedRoute, ObservedState, PORT_RULESET, PeerChange, Plan, Step, plan, ruleset,
+    DesiredDevice, DesiredPeer, DesiredState, HostChainState, IPV6_MINIMUM_MTU, Implementation, Link,
+    ObservedBridge, ObservedDevice, ObservedFirewall, ObservedNext, ObservedPeer, ObservedRoute,
+    ObservedState, PORT_RULESET, PeerChange, Plan, PublicKey, Step, plan, ruleset,
 };
+
+type Peers = BTreeMap<PublicKey, ObservedPeer>;
 
 /// Carries a step out as the kernel would.
 ///
@@ -69,20 +72,23 @@ pub fn apply(step: &Step, state: &mut ObservedState) -> Result<(), String> {
             let bridge = state.bridge.as_mut().ok_or("ENODEV")?;
             bridge.netfilter = bridge.netfilter.map(|_| true);
         }
-        Step::SetKey(key) => {
-            state.device.as_mut().ok_or("ENODEV")?.public_key = Some(*key);
-            state.peers.remove(key); // wg_set_device: no peer with the device's own key
+        Step::SetKey(link, key) => {
+            let (device, peers) = wireguard(*link, state).ok_or("ENODEV")?;
+            device.public_key = Some(*key);
+            peers.clear();
         }
-        Step::SetListenPort(port) => state.device.as_mut().ok_or("ENODEV")?.listen_port = *port,
+        Step::SetListenPort(link, port) => {
+            wireguard(*link, state).ok_or("ENODEV")?.0.listen_port = *port;
+        }
         Step::SetPeer(change) => set_peer(change, state)?,
-        Step::RemovePeer(key) => {
-            needs(state.device.is_some(), "ENODEV")?;
-            state.peers.remove(key); // no error where there is none
+        Step::RemovePeer(link, key) => {
+            let (_, peers) = wireguard(*link, state).ok_or("ENODEV")?;
+            peers.remove(key); // no error where there is none
         }
-        Step::SetRoute(net, route) => {
-            needs(state.device.as_ref().is_some_and(|d| d.up), "ENETDOWN")?;
+        Step::SetRoute(net, route, link) => {
+            needs(wireguard(*link, state).is_some_and(|(d, _)| d.up), "ENETDOWN")?;
             needs(route.source.is_none_or(|ip| is_local(ip, state)), "EINVAL: the source is not local")?;
-            let route = ObservedRoute { through_device: true, source: route.source, mtu: route.mtu };
+            let route = ObservedRoute { through: Some(*link), source: route.source, mtu: route.mtu };
             state.routes.insert(*net, route);
         }
         Step::RemoveRoute(net) => needs(state.routes.remove(net).is_some(), "ESRCH")?,
@@ -118,9 +124,7 @@ pub fn link_down(link: Link, state: &mut ObservedState) {
     let found = link_of(link, state).unwrap();
     *found.up = false;
     found.addresses.retain(|a| a.addr().is_ipv4());
-    if link == Link::Device {
-        state.routes.retain(|_, route| !route.through_device);
-    }
+    state.routes.retain(|_, route| route.through != Some(link));
 }
 
 /// Deletes a link with all that goes along.
@@ -129,9 +133,19 @@ pub fn delete_link(link: Link, state: &mut ObservedState) {
         Link::Device => {
             state.device = None;
             state.peers.clear();
-            state.routes.retain(|_, route| !route.through_device);
         }
+        Link::Next => state.next = None,
         Link::Bridge => state.bridge = None,
+    }
+    state.routes.retain(|_, route| route.through != Some(link));
+}
+
+/// A WireGuard device, if its link exists, and its peers.
+pub fn wireguard(link: Link, state: &mut ObservedState) -> Option<(&mut ObservedDevice, &mut Peers)> {
+    match link {
+        Link::Device => state.device.as_mut().map(|device| (device, &mut state.peers)),
+        Link::Next => state.next.as_mut().map(|next| (&mut next.device, &mut next.peers)),
+        Link::Bridge => None,
     }
 }
 
@@ -151,7 +165,7 @@ pub fn leaks(sender: Sender, to: IpAddr, guard: &str, state: &ObservedState) -> 
     if sender == Sender::Pod && (guarded || !state.bridge.as_ref().is_some_and(|b| b.up)) {
         return false;
     }
-    let tunnel = state.routes.iter().map(|(net, route)| (*net, !route.through_device));
+    let tunnel = state.routes.iter().map(|(net, route)| (*net, route.through.is_none()));
     let bridge = state.bridge.iter().filter(|b| b.up).flat_map(|b| &b.addresses).map(|a| (a.trunc(), false));
     let unreachable = state.unreachable.iter().map(|net| (*net, false));
     // the metric of an unreachable route is the largest: the first of equal length wins
@@ -166,11 +180,13 @@ pub fn leaks(sender: Sender, to: IpAddr, guard: &str, state: &ObservedState) -> 
 
 /// Asserts, without the help of `plan`, that the kernel holds what is desired.
 pub fn assert_holds(state: &ObservedState, desired: &DesiredState, before: &ObservedState) {
-    let device = state.device.as_ref().unwrap();
-    let want = &desired.device;
-    assert!(device.marked && device.up);
-    assert_eq!((device.mtu, device.listen_port), (want.mtu, want.listen_port));
-    assert_eq!((&device.addresses, device.public_key), (&want.addresses, Some(want.public_key)));
+    assert_device(state.device.as_ref().unwrap(), &desired.device);
+    assert_peers(Link::Device, state, (&desired.peers, &desired.device), before);
+    assert_eq!(state.next.is_some(), desired.next.is_some());
+    if let (Some(found), Some(next)) = (&state.next, &desired.next) {
+        assert_device(&found.device, &next.device);
+        assert_peers(Link::Next, state, (&next.peers, &next.device), before);
+    }
     let bridge = state.bridge.as_ref().unwrap();
     assert!(bridge.marked && bridge.up && bridge.netfilter != Some(false));
     assert_eq!(bridge.mtu, desired.bridge.mtu);
@@ -181,16 +197,38 @@ pub fn assert_holds(state: &ObservedState, desired: &DesiredState, before: &Obse
     assert_eq!(firewall.endpoints, desired.firewall.endpoints);
     assert_eq!(state.port_guard.as_deref(), Some(PORT_RULESET));
     assert!(state.host_chains.values().all(|s| *s == HostChainState::Allowed));
-    assert!(state.routes.values().all(|r| r.through_device));
+    for (net, route) in &state.routes {
+        let moves = |(_, peer): &(&PublicKey, &DesiredPeer)| peer.allowed_ips.contains(net);
+        let peer = desired.next.as_ref().and_then(|next| next.peers.iter().find(moves));
+        assert!(route.through == Some(Link::Device) || (route.through == Some(Link::Next) && peer.is_some()));
+    }
     let routes = state.routes.iter().map(|(net, r)| (*net, r.source, r.mtu)).collect::<Vec<_>>();
     let wanted = desired.routes.iter().map(|(net, r)| (*net, r.source, r.mtu)).collect::<Vec<_>>();
     assert_eq!(routes, wanted);
-    assert_eq!(state.peers.keys().collect::<Vec<_>>(), desired.peers.keys().collect::<Vec<_>>());
-    for (key, peer) in &state.peers {
-        let want = &desired.peers[key];
+}
+
+fn assert_device(device: &ObservedDevice, want: &DesiredDevice) {
+    assert!(device.marked && device.up);
+    assert_eq!((device.mtu, device.listen_port), (want.mtu, want.listen_port));
+    assert_eq!((&device.addresses, device.public_key), (&want.addresses, Some(want.public_key)));
+}
+
+fn assert_peers(
+    link: Link,
+    state: &ObservedState,
+    (desired, device): (&BTreeMap<PublicKey, DesiredPeer>, &DesiredDevice),
+    before: &ObservedState,
+) {
+    let (mut state, mut before) = (state.clone(), before.clone());
+    let (_, peers) = wireguard(link, &mut state).unwrap();
+    let same_key = |(found, _): &(&mut ObservedDevice, _)| found.public_key == Some(device.public_key);
+    let kept = wireguard(link, &mut before).filter(same_key).map(|(_, peers)| &*peers);
+    assert_eq!(peers.keys().collect::<Vec<_>>(), desired.keys().collect::<Vec<_>>());
+    for (key, peer) in peers {
+        let want = &desired[key];
         assert_eq!((&peer.allowed_ips, peer.keepalive), (&want.allowed_ips, want.keepalive));
         assert!(!peer.preshared_key);
-        let roamed = before.peers.get(key).filter(|_| before.device.is_some()).and_then(|found| {
+        let roamed = kept.and_then(|kept| kept.get(key)).and_then(|found| {
             let fresh = found.handshake_age.is_some_and(|age| age.as_secs() < 180);
             let advertised = want.endpoint.map(|(e, _)| e);
             let told = found.written_endpoint.is_none() || found.written_endpoint == advertised;
@@ -210,7 +248,7 @@ struct FoundLink<'a> {
 
 fn link_of(link: Link, state: &mut ObservedState) -> Option<FoundLink<'_>> {
     match link {
-        Link::Device => state.device.as_mut().map(|d| FoundLink {
+        Link::Device | Link::Next => wireguard(link, state).map(|(d, _)| FoundLink {
             marked: &mut d.marked,
             up: &mut d.up,
             mtu: &mut d.mtu,
@@ -227,12 +265,13 @@ fn link_of(link: Link, state: &mut ObservedState) -> Option<FoundLink<'_>> {
 
 fn create_link(link: Link, state: &mut ObservedState) -> bool {
     let (marked, up, addresses) = (true, false, BTreeSet::new());
+    let (implementation, mtu, public_key, listen_port) = (Implementation::Kernel, 1420, None, 0);
+    let device =
+        |addresses| ObservedDevice { implementation, marked, up, mtu, addresses, public_key, listen_port };
     match link {
-        Link::Device if state.device.is_none() => {
-            let implementation = Implementation::Kernel;
-            let (mtu, public_key, listen_port) = (1420, None, 0);
-            state.device =
-                Some(ObservedDevice { implementation, marked, up, mtu, addresses, public_key, listen_port });
+        Link::Device if state.device.is_none() => state.device = Some(device(addresses)),
+        Link::Next if state.next.is_none() => {
+            state.next = Some(ObservedNext { device: device(addresses), peers: Peers::new() });
         }
         Link::Bridge if state.bridge.is_none() => {
             let netfilter = Some(false);
@@ -245,20 +284,21 @@ fn create_link(link: Link, state: &mut ObservedState) -> bool {
 
 fn set_peer(change: &PeerChange, state: &mut ObservedState) -> Result<(), String> {
     let key = change.public_key;
-    if state.device.as_ref().ok_or("ENODEV")?.public_key == Some(key) {
+    let (device, peers) = wireguard(change.device, state).ok_or("ENODEV")?;
+    if device.public_key == Some(key) {
         return Err(format!("{change}: the device's own key"));
     }
     if change.renew {
-        state.peers.remove(&key).ok_or_else(|| format!("{change}: there is none"))?;
+        peers.remove(&key).ok_or_else(|| format!("{change}: there is none"))?;
     }
-    if change.add == state.peers.contains_key(&key) {
+    if change.add == peers.contains_key(&key) {
         return Err(format!("{change}: add says otherwise than the kernel"));
     }
     let nets = change.replace_allowed_ips.as_ref().unwrap_or(&change.add_allowed_ips);
-    for other in state.peers.values_mut() {
+    for other in peers.values_mut() {
         other.allowed_ips = other.allowed_ips.iter().filter(|net| !nets.contains(net)).copied().collect();
     }
-    let peer = state.peers.entry(key).or_default();
+    let peer = peers.entry(key).or_default();
     match &change.replace_allowed_ips {
         Some(all) => peer.allowed_ips = all.iter().copied().collect(),
         None => peer.allowed_ips.extend(nets.iter().copied()),
@@ -272,7 +312,8 @@ fn set_peer(change: &PeerChange, state: &mut ObservedState) -> Result<(), String
 }
 
 fn is_local(ip: IpAddr, state: &ObservedState) -> bool {
-    let device = state.device.iter().flat_map(|d| &d.addresses);
+    let next = state.next.iter().map(|next| &next.device);
+    let devices = state.device.iter().chain(next).flat_map(|d| &d.addresses);
     let bridge = state.bridge.iter().flat_map(|b| &b.addresses);
-    device.chain(bridge).any(|a| a.addr() == ip)
+    devices.chain(bridge).any(|a| a.addr() == ip)
 }

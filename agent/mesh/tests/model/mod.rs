@@ -5,3 +5,4 @@
 pub mod arbitrary;
 pub mod cluster;
 pub mod kernel;
+pub mod simulation;

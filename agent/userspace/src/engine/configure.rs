@@ -143,13 +143,13 @@ impl Engine {
 impl Peer {
     fn status(&self) -> PeerStatus {
         let state = self.state.lock();
-        let (last_handshake, sent, received, ..) = state.tunnel.stats();
+        let (_, sent, received, ..) = state.tunnel.stats();
         PeerStatus {
             key: self.key,
             preshared_key: state.tunnel.preshared_key(),
             endpoint: state.endpoint,
             keepalive: state.tunnel.persistent_keepalive(),
-            last_handshake,
+            last_handshake: state.last_handshake(),
             received,
             sent,
         }

@@ -112,8 +112,19 @@ impl Batch {
             Err(_) => return,
         };
         let Some(peer) = self.sender(shared, identity, &message) else { return };
+        let session = match &message {
+            WgKind::HandshakeResp(response) => Some(response.receiver_idx.get()),
+            WgKind::Data(data) => Some(data.header.receiver_idx.get()),
+            WgKind::HandshakeInit(_) | WgKind::CookieReply(_) => None,
+        };
         let mut state = peer.state.lock();
-        match state.tunnel.handle_incoming_packet(message) {
+        let outcome = state.tunnel.handle_incoming_packet(message);
+        if let (TunnResult::WriteToNetwork(_) | TunnResult::WriteToTunnel(_), Some(index)) =
+            (&outcome, session)
+        {
+            state.confirm(index);
+        }
+        match outcome {
             // A cookie says nothing of where the peer is.
             TunnResult::Done | TunnResult::Err(_) => {}
             TunnResult::WriteToNetwork(answer) => {

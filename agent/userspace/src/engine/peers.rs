@@ -6,6 +6,7 @@ use std::{
     collections::HashMap,
     net::{IpAddr, SocketAddr},
     sync::Arc,
+    time::{Duration, Instant},
 };
 
 use gotatun::{
@@ -28,13 +29,33 @@ pub(super) struct PeerState {
     /// The protocol's side: handshake, sessions, timers, counters.
     pub(super) tunnel: Tunn,
     pub(super) endpoint: Option<SocketAddr>,
+    /// The index of the last session that the peer has shown to share, and since when.
+    session: Option<(u32, Instant)>,
     /// Whether it was taken off the device. A thread may still hold it; it gets no index any more.
     removed: bool,
 }
 
 impl Peer {
     pub(super) fn new(key: PublicKey, tunnel: Tunn) -> Arc<Self> {
-        Arc::new(Self { key, state: Mutex::new(PeerState { tunnel, endpoint: None, removed: false }) })
+        Arc::new(Self {
+            key,
+            state: Mutex::new(PeerState { tunnel, endpoint: None, session: None, removed: false }),
+        })
+    }
+}
+
+impl PeerState {
+    /// Takes note of a message of the session `index`. Whoever answers a handshake knows by the first of these that the
+    /// other side has its answer (white paper, 5.1), and that the handshake was not somebody's repetition.
+    pub(super) fn confirm(&mut self, index: u32) {
+        if self.session.is_none_or(|(known, _)| known != index) {
+            self.session = Some((index, Instant::now()));
+        }
+    }
+
+    /// How long ago the handshake of the session was; `None` without a session.
+    pub(super) fn last_handshake(&self) -> Option<Duration> {
+        self.tunnel.time_since_last_handshake().and(self.session).map(|(_, since)| since.elapsed())
     }
 }
 

@@ -34,6 +34,10 @@ pub(super) async fn run(shared: &Shared) {
                     drop(state);
                     underlay.send(&Packet::from(message), endpoint);
                 }
+                // Where keepalives are wanted, the kernel never gives up (wg_expired_send_persistent_keepalive, timers.c).
+                Err(WireGuardError::ConnectionExpired) if state.tunnel.persistent_keepalive().is_some() => {
+                    state.tunnel.reset();
+                }
                 Ok(None) | Err(WireGuardError::ConnectionExpired) => {}
                 Err(error) => tracing::debug!(?error, "a timer failed"),
             }

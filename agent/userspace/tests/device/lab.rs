@@ -220,7 +220,12 @@ impl Node {
 
     /// Where the node's UAPI socket is, seen from outside of its mount namespace.
     pub fn socket(&self) -> PathBuf {
-        PathBuf::from(format!("/proc/{}/root/run/wireguard/{LINK}.sock", self.holder.id()))
+        self.run(&format!("wireguard/{LINK}.sock"))
+    }
+
+    /// A file of its /run, seen from outside.
+    pub fn run(&self, file: &str) -> PathBuf {
+        PathBuf::from(format!("/proc/{}/root/run/{file}", self.holder.id()))
     }
 
     pub fn device(&mut self) -> Outcome<&mut Device> {

@@ -15,6 +15,8 @@ mod lab;
 mod life;
 mod noise;
 mod packets;
+mod sessions;
+mod standby;
 mod traffic;
 
 fn main() -> ExitCode {
@@ -26,6 +28,8 @@ fn main() -> ExitCode {
         Ok("noise") => return noise::main(),
         Ok("flood") => return traffic::flood(),
         Ok("hold") => return configuration::hold(),
+        Ok("initiator") => return sessions::initiator(),
+        Ok("standby") => return standby::sleeper(),
         Ok("control") => return configuration::wireguard_control(),
         _ => {}
     }
@@ -35,6 +39,8 @@ fn main() -> ExitCode {
         .chain(packets::TESTS)
         .chain(configuration::TESTS)
         .chain(noise::TESTS)
+        .chain(sessions::TESTS)
+        .chain(standby::TESTS)
         .chain(traffic::TESTS);
     let trials = tests
         .map(|(name, test)| {

@@ -115,6 +115,8 @@ fn local() -> Local {
     Local {
         node_name: OWN.to_owned(),
         public_key: PublicKey::from_bytes([7; 32]).expect("a key"),
+        next_key: None,
+        rotation: None,
         max_mtu: 65535,
         settings: Settings {
             cluster_cidrs: nets(["10.244.0.0/16", "fd00:244::/56"]),

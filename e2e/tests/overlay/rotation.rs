@@ -1,0 +1,201 @@
+//! A node's key changes under traffic on all pairs: no packet is lost, and nothing of the old key stays.
+
+use std::time::Duration;
+
+use anyhow::{Result, ensure};
+use serde_json::{Value, json};
+use wg_overlay_e2e::lab::{Lab, Node, Pod, Prober, eventually};
+use wg_overlay_e2e::suite::Case;
+
+use crate::cluster::{PATIENCE, await_peers, pods, status, with_agents};
+use crate::look::{create_node, ensure_lossless, key_of, made_up, made_up_key, probing, wg_overlay};
+
+const NEXT_KEY: &str = "wg-overlay.io/next-public-key";
+const ROTATION: &str = "wg-overlay.io/rotation";
+
+/// A node that is down is waited for, and a schedule has no shorter interval: a minute each.
+const LONG: Duration = Duration::from_secs(240);
+
+pub fn cases() -> Vec<Case> {
+    let needs = &["wg"];
+    vec![
+        Case::new("a_key_changes_without_loss", needs, on_command),
+        Case::new("two_keys_change_at_once_without_loss", needs, at_once),
+        Case::new("a_change_of_key_waits_for_agents_that_are_down_and_survives_its_own", needs, restarted),
+        Case::new("a_node_that_is_down_does_not_keep_a_key_from_changing", needs, down),
+        Case::new("a_key_changes_on_schedule", needs, on_schedule),
+        Case::new("a_key_stays_where_an_agent_could_not_follow", needs, unready),
+    ]
+}
+
+fn on_command() -> Result<()> {
+    under_traffic(3, |lab, all, prober| {
+        for _ in 0..2 {
+            let (first, second) = (lab.node(1)?, lab.node(2)?);
+            let before = key_of(lab, "n1")?;
+            let next = lab.api().annotation("n1", NEXT_KEY)?.unwrap_or_default();
+            begin(first)?;
+            await_handshake(second, &next)?;
+            let peer_next = lab.api().annotation("n2", NEXT_KEY)?.unwrap_or_default();
+            await_handshake(first, &peer_next)?;
+            await_end(lab, PATIENCE)?;
+            ensure!(key_of(lab, "n1")? == next, "the next key is not the key");
+            ensure_gone(lab, &before)?;
+        }
+        ensure_lossless(prober, "a key changes twice")?;
+        let said = wg_overlay(lab.node(3)?, &["rotate-key"])?;
+        ensure!(
+            said.code == Some(0) && said.out.ends_with(&format!("the key is {} now\n", key_of(lab, "n3")?)),
+            "{said:?}"
+        );
+        await_end(lab, PATIENCE)?;
+        all.iter().try_for_each(Pod::check)?;
+        ensure_lossless(prober, "another key changes")
+    })
+}
+
+fn at_once() -> Result<()> {
+    under_traffic(3, |lab, _, prober| {
+        let before = [key_of(lab, "n1")?, key_of(lab, "n2")?];
+        begin(lab.node(1)?)?;
+        begin(lab.node(2)?)?;
+        await_end(lab, PATIENCE)?;
+        before.iter().try_for_each(|key| ensure_gone(lab, key))?;
+        ensure_lossless(prober, "two keys change")
+    })
+}
+
+fn restarted() -> Result<()> {
+    under_traffic(3, |lab, _, prober| {
+        let (first, second) = (lab.node(1)?, lab.node(2)?);
+        let before = key_of(lab, "n1")?;
+        second.kill_agent()?;
+        begin(first)?;
+        await_phase(first, "away", "n2")?;
+        await_handshake(lab.node(3)?, &lab.api().annotation("n1", NEXT_KEY)?.unwrap_or_default())?;
+        first.kill_agent()?;
+        first.start_agent(&[])?;
+        await_phase(first, "away", "n2")?;
+        second.start_agent(&[])?;
+        eventually(PATIENCE, "the key has changed", || {
+            ensure!(key_of(lab, "n1")? != before, "{before}");
+            Ok(())
+        })?;
+        first.kill_agent()?;
+        first.start_agent(&[])?;
+        await_end(lab, PATIENCE)?;
+        ensure_gone(lab, &before)?;
+        ensure_lossless(prober, "agents are killed while a key changes")
+    })
+}
+
+fn down() -> Result<()> {
+    under_traffic(2, |lab, _, prober| {
+        create_node(lab, &made_up("ghost", 77))?;
+        lab.api().annotate("ghost", &json!({ NEXT_KEY: made_up_key(78) }))?;
+        lab.nodes().iter().try_for_each(|node| await_peers(node, 2))?;
+        let before = key_of(lab, "n1")?;
+        begin(lab.node(1)?)?;
+        await_end(lab, LONG)?;
+        ensure_gone(lab, &before)?;
+        ensure_lossless(prober, "a key changes while a node is down")
+    })
+}
+
+fn on_schedule() -> Result<()> {
+    under_traffic(2, |lab, _, prober| {
+        let before = key_of(lab, "n1")?;
+        let first = lab.node(1)?;
+        first.stop_agent()?;
+        first.set_agent_config("keyRotationInterval", json!("1m"));
+        first.start_agent(&[])?;
+        eventually(LONG, "the key has changed", || {
+            ensure!(key_of(lab, "n1")? != before, "{before}");
+            Ok(())
+        })?;
+        eventually(PATIENCE, "nothing has the old key", || ensure_gone(lab, &before))?;
+        ensure_lossless(prober, "a key changes on schedule")
+    })
+}
+
+fn unready() -> Result<()> {
+    with_agents(2, |lab| {
+        create_node(lab, &made_up("old", 77))?;
+        await_peers(lab.node(1)?, 2)?;
+        let before = key_of(lab, "n1")?;
+        let said = wg_overlay(lab.node(1)?, &["rotate-key"])?;
+        ensure!(
+            said.code == Some(1) && said.err.contains("can't follow") && said.err.contains("old"),
+            "{said:?}"
+        );
+        ensure!(key_of(lab, "n1")? == before, "the key changed");
+        Ok(())
+    })
+}
+
+fn under_traffic(nodes: u8, body: impl FnOnce(&Lab, &[Pod], &mut Prober) -> Result<()>) -> Result<()> {
+    with_agents(nodes, |lab| {
+        let all = pods(lab)?;
+        let mut prober = probing(lab, &all.iter().collect::<Vec<_>>())?;
+        prober.reset()?;
+        eventually(PATIENCE, "every node publishes its next key", || {
+            for node in lab.nodes() {
+                ensure!(lab.api().annotation(node.name(), NEXT_KEY)?.is_some(), "{} does not", node.name());
+            }
+            Ok(())
+        })?;
+        body(lab, &all, &mut prober)
+    })
+}
+
+fn begin(node: &Node) -> Result<()> {
+    let said = wg_overlay(node, &["rotate-key", "--no-wait"])?;
+    ensure!(said.code == Some(0), "{said:?}");
+    Ok(())
+}
+
+/// Waits until `wg` shows a handshake with this key on a node's second device.
+fn await_handshake(on: &Node, key: &str) -> Result<()> {
+    eventually(PATIENCE, &format!("{} has a session by wgo1", on.name()), || {
+        let shown = on.exec("wg", ["show", "wgo1", "latest-handshakes"])?;
+        let up = |line: &str| line.split_once('\t').is_some_and(|(peer, at)| peer == key && at != "0");
+        ensure!(shown.lines().any(up), "{shown}");
+        Ok(())
+    })
+}
+
+fn await_phase(node: &Node, phase: &str, waits_for: &str) -> Result<()> {
+    eventually(PATIENCE, &format!("{} is {phase} and waits for {waits_for}", node.name()), || {
+        let rotation = &status(node)?["rotation"];
+        ensure!(rotation["phase"] == phase && rotation["waitingFor"] == json!([waits_for]), "{rotation}");
+        Ok(())
+    })
+}
+
+/// Waits until no key changes any more, no node has a second device, and each publishes a next key that is not its key.
+fn await_end(lab: &Lab, patience: Duration) -> Result<()> {
+    eventually(patience, "no key changes any more", || {
+        for node in lab.nodes() {
+            let name = node.name();
+            let rotation = &status(node)?["rotation"];
+            ensure!(rotation["phase"] == Value::Null, "{name}: {rotation}");
+            ensure!(lab.api().annotation(name, ROTATION)?.is_none(), "{name} says that its key changes");
+            ensure!(node.exec("ip", ["link", "show", "wgo1"]).is_err(), "{name} has a second device");
+            let next = lab.api().annotation(name, NEXT_KEY)?;
+            ensure!(
+                next.is_some_and(|next| key_of(lab, name).is_ok_and(|key| key != next)),
+                "{name}: the next key is its key"
+            );
+        }
+        Ok(())
+    })
+}
+
+/// No device has this key, for itself or a peer.
+fn ensure_gone(lab: &Lab, key: &str) -> Result<()> {
+    for node in lab.nodes() {
+        let shown = node.exec("wg", ["show", "all", "dump"])?;
+        ensure!(!shown.contains(key), "{}: {key} in\n{shown}", node.name());
+    }
+    Ok(())
+}
