@@ -59,11 +59,16 @@ mod witness;
 /// Why a case isn't run under emulation, where it would take minutes.
 const SLOW: &str = "has nothing to do with the device, and takes minutes here; make kernel-wg-all runs it";
 
+/// Why a case isn't run beside so many others.
+const WAITS: &str = "waits for minutes, on a device as on the other; make kernel-wg-all runs it";
+
 fn main() -> ExitCode {
     let tier = std::env::var("WG_OVERLAY_TIER").unwrap_or_else(|_| "overlay".to_owned());
     let short = tier == "kernel-wg" && std::env::var_os("WG_OVERLAY_KERNEL_ALL").is_none();
     let deviceless = [refusals::bad_input_cases(), faults::api_cases()].into_iter().flatten();
     let deviceless = deviceless.map(|case| if short { case.left_out(SLOW) } else { case }).collect();
+    let waiting = [rotation::waiting_cases(), handshakes::cases()].into_iter().flatten();
+    let waiting = waiting.map(|case| if short { case.left_out(WAITS) } else { case }).collect();
     let cases = [
         connectivity::cases(),
         services::cases(),
@@ -74,7 +79,6 @@ fn main() -> ExitCode {
         rotation::cases(),
         guards::cases(),
         guard_rules::cases(),
-        handshakes::cases(),
         forwarding::cases(),
         mtu::cases(),
         boot::cases(),
@@ -88,6 +92,7 @@ fn main() -> ExitCode {
         faults::cases(),
         doctor::cases(),
         deviceless,
+        waiting,
     ];
     run(&tier, cases.into_iter().flatten().collect())
 }

@@ -22,9 +22,16 @@ pub fn cases() -> Vec<Case> {
         Case::new("a_key_changes_without_loss", needs, on_command),
         Case::new("two_keys_change_at_once_without_loss", needs, at_once),
         Case::new("a_change_of_key_waits_for_agents_that_are_down_and_survives_its_own", needs, restarted),
+        Case::new("a_key_stays_where_an_agent_could_not_follow", needs, unready),
+    ]
+}
+
+/// Those that take a minute and more.
+pub fn waiting_cases() -> Vec<Case> {
+    let needs = &["wg"];
+    vec![
         Case::new("a_node_that_is_down_does_not_keep_a_key_from_changing", needs, down),
         Case::new("a_key_changes_on_schedule", needs, on_schedule),
-        Case::new("a_key_stays_where_an_agent_could_not_follow", needs, unready),
     ]
 }
 
