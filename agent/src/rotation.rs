@@ -70,6 +70,9 @@ pub enum RotationError {
     /// One is under way.
     #[error("a rotation is under way already")]
     UnderWay,
+    /// Nobody is known yet who would have to follow.
+    #[error("this node has not converged yet: `wg-overlay status` tells why")]
+    Early,
     /// Nothing would keep the key.
     #[error("the next key can't be kept: keyFile is not set, or can't be written")]
     NoFile,
@@ -118,7 +121,8 @@ impl Rotator {
     }
 
     /// Begins to change the key; `unready` are the peers that publish no next key. A second device that is there for
-    /// another's rotation may have sessions whose other end is about to go, so that none may be there: `others` is then who it is there for.
+    /// another's rotation may have sessions whose other end is about to go, so that none may be there: `others` is then
+    /// who it is there for.
     ///
     /// # Errors
     /// [`RotationError`]; nothing has changed then.

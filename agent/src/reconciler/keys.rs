@@ -41,10 +41,9 @@ impl Reconciler {
 
     /// Begins a rotation that a person asks for.
     pub(super) fn rotate(&mut self) -> Result<(), RotationError> {
-        let decision = self.mesh.decision();
-        let unready = decision.map(|decision| unready(&self.nodes, decision)).unwrap_or_default();
-        let next = decision.and_then(|decision| decision.desired.next.as_ref());
-        let others = next.map(|next| {
+        let decision = self.mesh.decision().ok_or(RotationError::Early)?;
+        let unready = unready(&self.nodes, decision);
+        let others = decision.desired.next.as_ref().map(|next| {
             let rotating = next.pairs.iter().filter(|(_, pair)| pair.peer.is_some());
             rotating.filter_map(|(key, _)| Some(next.peers.get(key)?.node.to_string())).collect()
         });
