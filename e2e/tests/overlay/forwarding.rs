@@ -143,7 +143,7 @@ fn dropping_nftables() -> Result<()> {
             eventually(PATIENCE, "our rules are in the chains that drop", || {
                 let listed = node.exec("nft", ["list table inet mine"])?;
                 let ours = listed.matches("comment \"wg-overlay\"").count();
-                ensure!(ours == 7, "{ours} rules of ours:\n{listed}");
+                ensure!(ours == 11, "{ours} rules of ours:\n{listed}");
                 Ok(())
             })?;
         }
