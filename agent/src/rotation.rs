@@ -28,6 +28,9 @@ const GRACE: Duration = Duration::from_secs(60);
 /// A change that a live peer does not follow for this long is given up.
 const LIMIT: Duration = Duration::from_secs(300);
 
+/// What was sent by the device that is given up may still be on its way: in a queue of either end, or between them.
+const DRAIN: Duration = Duration::from_secs(2);
+
 /// After that the schedule's next attempt waits for this long.
 const NEXT_ATTEMPT: Duration = Duration::from_secs(3600);
 
@@ -59,6 +62,8 @@ pub struct Rotator {
     confirmed: BTreeSet<PublicKey>,
     probes: JoinSet<Option<PublicKey>>,
     probed: BTreeSet<PublicKey>,
+    /// Since when nobody is waited for.
+    drains: Option<Instant>,
     waiting: BTreeSet<String>,
     given_up: Option<Instant>,
     last: Option<String>,
@@ -98,6 +103,7 @@ impl Rotator {
             confirmed: BTreeSet::new(),
             probes: JoinSet::new(),
             probed: BTreeSet::new(),
+            drains: None,
             waiting: BTreeSet::new(),
             given_up: None,
             last: None,
@@ -173,7 +179,8 @@ impl Rotator {
             self.waiting = self.look(phase, next, decision, observed, port);
         }
         let given_up = phase == Rotation::Away && self.begun.elapsed() > LIMIT;
-        let done = told && self.waiting.is_empty();
+        self.drains = (told && self.waiting.is_empty()).then(|| self.drains.unwrap_or_else(Instant::now));
+        let done = self.drains.is_some_and(|since| since.elapsed() >= DRAIN);
         if !done && !given_up {
             return Ok(false);
         }
@@ -250,6 +257,7 @@ impl Rotator {
         self.probes.abort_all();
         self.probes = JoinSet::new();
         self.probed.clear();
+        self.drains = None;
         self.confirmed.clear();
         self.waiting.clear();
         Ok(())

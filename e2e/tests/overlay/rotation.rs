@@ -4,11 +4,11 @@ use std::time::Duration;
 
 use anyhow::{Result, ensure};
 use serde_json::{Value, json};
-use wg_overlay_e2e::lab::{Lab, Node, Pod, Prober, eventually};
+use wg_overlay_e2e::lab::{Lab, Node, Pace, Pod, Prober, eventually};
 use wg_overlay_e2e::suite::Case;
 
 use crate::cluster::{PATIENCE, await_peers, pods, status, with_agents};
-use crate::look::{create_node, ensure_lossless, key_of, made_up, made_up_key, probing, wg_overlay};
+use crate::look::{create_node, ensure_lossless, key_of, made_up, made_up_key, wg_overlay};
 
 const NEXT_KEY: &str = "wg-overlay.io/next-public-key";
 const ROTATION: &str = "wg-overlay.io/rotation";
@@ -140,10 +140,13 @@ fn unready() -> Result<()> {
     })
 }
 
+/// Three nodes are twelve flows: at this pace an emulated machine carries them.
 fn under_traffic(nodes: u8, body: impl FnOnce(&Lab, &[Pod], &mut Prober) -> Result<()>) -> Result<()> {
     with_agents(nodes, |lab| {
         let all = pods(lab)?;
-        let mut prober = probing(lab, &all.iter().collect::<Vec<_>>())?;
+        let pace = Pace { interval: Duration::from_millis(30), ..Pace::default() };
+        let mut prober = lab.paced_prober(&all.iter().collect::<Vec<_>>(), pace)?;
+        prober.await_flow(PATIENCE)?;
         prober.reset()?;
         eventually(PATIENCE, "every node publishes its next key", || {
             for node in lab.nodes() {
