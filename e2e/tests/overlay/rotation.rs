@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use anyhow::{Result, ensure};
 use serde_json::{Value, json};
-use wg_overlay_e2e::lab::{Lab, Node, Pace, Pod, Prober, eventually};
+use wg_overlay_e2e::lab::{Lab, Node, Pace, Pod, Prober, eventually, product};
 use wg_overlay_e2e::suite::Case;
 
 use crate::cluster::{PATIENCE, await_peers, pods, status, with_agents};
@@ -64,8 +64,16 @@ fn on_command() -> Result<()> {
 fn at_once() -> Result<()> {
     under_traffic(3, |lab, _, prober| {
         let before = [key_of(lab, "n1")?, key_of(lab, "n2")?];
-        begin(lab.node(1)?)?;
-        begin(lab.node(2)?)?;
+        let command = |node: &Node| Ok::<_, anyhow::Error>(node.namespace().command(product("wg-overlay")?));
+        let start = |node| Ok::<_, anyhow::Error>(command(node)?.args(["rotate-key", "--no-wait"]).spawn()?);
+        let nodes = [lab.node(1)?, lab.node(2)?];
+        let both = [start(nodes[0])?, start(nodes[1])?];
+        for (node, mut child) in nodes.into_iter().zip(both) {
+            if !child.wait()?.success() {
+                // it has seen the other begin, and may when that has ended
+                eventually(PATIENCE, "the other rotation ends", || begin(node))?;
+            }
+        }
         await_end(lab, PATIENCE)?;
         before.iter().try_for_each(|key| ensure_gone(lab, key))?;
         ensure_lossless(prober, "two keys change")
