@@ -160,7 +160,7 @@ impl Rotator {
         &mut self,
         decision: &Decision,
         observed: &ObservedState,
-        said: Option<Rotation>,
+        said: impl FnOnce() -> Option<Rotation>,
         port: u16,
         unready: impl FnOnce() -> Vec<String>,
     ) -> io::Result<bool> {
@@ -174,7 +174,7 @@ impl Rotator {
         if self.probes.is_empty() {
             self.probed.clear();
         }
-        let told = said == Some(phase);
+        let told = said() == Some(phase);
         if told {
             self.waiting = self.look(phase, next, decision, observed, port);
         }
@@ -275,7 +275,7 @@ impl Rotator {
         let desired = &decision.desired;
         let homes: BTreeSet<_> = next.pairs.values().map(|pair| pair.home).collect();
         let alone = desired.peers.iter().filter(|(key, _)| phase == Rotation::Away && !homes.contains(*key));
-        let alive = alone.filter(|(key, _)| has_session(observed.peers.get(*key)));
+        let alive = alone.filter(|(key, _)| observed.peers.get(*key).is_some_and(ObservedPeer::has_session));
         let mut waiting: BTreeSet<String> = alive.map(|(_, peer)| peer.node.to_string()).collect();
         // a pair that the other node moves away stays there for that node's sake
         for (key, pair) in next.pairs.iter().filter(|(_, pair)| pair.rotation == phase) {
@@ -295,7 +295,8 @@ impl Rotator {
                 ));
             }
             let second = observed.next.as_ref().and_then(|next| next.peers.get(key));
-            let alive = has_session(second) || has_session(observed.peers.get(&pair.home));
+            let mut both = second.into_iter().chain(observed.peers.get(&pair.home));
+            let alive = both.any(ObservedPeer::has_session);
             if alive || (phase == Rotation::Away && self.begun.elapsed() < GRACE) {
                 waiting.insert(peer.node.to_string());
             }
@@ -312,9 +313,4 @@ impl Rotator {
             last: self.last.clone(),
         }
     }
-}
-
-/// Whether a session with this peer may be in use (REJECT_AFTER_TIME, WireGuard paper, section 6.1).
-fn has_session(peer: Option<&ObservedPeer>) -> bool {
-    peer.and_then(|peer| peer.handshake_age).is_some_and(|age| age < Duration::from_secs(180))
 }

@@ -21,7 +21,7 @@ pub(crate) struct Cache {
     pub(crate) indexes: BTreeMap<Link, u32>,
     /// Whose each allowed IP of a device is: the kernel takes it from there when another peer gets it.
     owners: BTreeMap<Link, BTreeMap<IpNet, PublicKey>>,
-    /// The first device's peers that changed in anything but traffic and handshakes since somebody asked.
+    /// Both devices' peers that changed in anything but traffic and handshakes since somebody asked.
     pub(crate) changed: BTreeSet<PublicKey>,
 }
 

@@ -15,7 +15,7 @@ use crate::{
     Underlay, annotation,
     claim::{Claim, Known, addresses, first_of_each_family},
     decide::underlay_link,
-    first_host, next_port, overlaps, overlay_mtu,
+    first_host, next_port, next_socket, overlaps, overlay_mtu,
     prefix::{host_prefix, same_family},
     reach::Reach,
 };
@@ -30,6 +30,8 @@ pub(crate) struct Basis {
     public_key: PublicKey,
     next_key: Option<PublicKey>,
     rotation: Option<Rotation>,
+    /// How far that has come for its pairs.
+    phase: Option<Rotation>,
     max_mtu: u32,
     settings: Settings,
     record: NodeRecord,
@@ -93,6 +95,7 @@ impl Basis {
             public_key: local.public_key,
             next_key: local.next_key,
             rotation: local.rotation,
+            phase: phase(local.rotation, record),
             max_mtu: local.max_mtu,
             settings: settings.clone(),
             record: record.clone(),
@@ -238,23 +241,13 @@ impl Basis {
         Some(DesiredNext { device, peers: BTreeMap::new(), pairs: BTreeMap::new() })
     }
 
-    /// How far this node's own rotation has come for its pairs. They move home only once the view shows what this node says of
-    /// itself: it then shows all that was written before, and so each Node that moved away without knowing of that.
-    fn own_rotation(&self) -> Option<Rotation> {
-        let said = self.record.annotations.get(annotation::ROTATION).and_then(|word| Rotation::parse(word));
-        match self.rotation {
-            Some(Rotation::Back) if said != self.rotation => Some(Rotation::Away),
-            rotation => rotation,
-        }
-    }
-
     /// The second key of a Node that this one speaks with by the second device, and how far that has come.
     pub(crate) fn rotation(&self, claim: &Claim) -> Option<(PublicKey, Rotation)> {
         // a Node that says it has a key of ours is believed none
         let foreign = |key: &PublicKey| Some(*key) != self.next_key && *key != self.public_key;
         let key = claim.next_key.filter(foreign)?;
         self.next_key?;
-        Some((key, self.own_rotation().into_iter().chain(claim.rotation).min()?))
+        Some((key, self.phase.into_iter().chain(claim.rotation).min()?))
     }
 
     /// Whether this node's own key rotates.
@@ -291,8 +284,7 @@ impl Basis {
         let mut peer = DesiredPeer { node: claim.node.clone(), endpoint, allowed_ips, keepalive };
         if let Some((key, rotation)) = next {
             let mut other = peer.clone();
-            let port = |socket: SocketAddr| SocketAddr::new(socket.ip(), next_port(socket.port()));
-            other.endpoint = endpoint.map(|(socket, source)| (port(socket), source));
+            other.endpoint = endpoint.map(|(socket, source)| (next_socket(socket), source));
             let pair = Pair { home: claim.key, rotation, peer: claim.rotation };
             let goal = if pair.goal() == Link::Next { &mut other } else { &mut peer };
             goal.keepalive = ROTATION_KEEPALIVE;
@@ -309,5 +301,15 @@ impl Basis {
     fn path_mtu(&self, claim: &Claim, endpoint: Option<IpAddr>) -> u32 {
         let link = endpoint.and_then(|ip| self.underlay.link_to(&ip)).map(|l| overlay_mtu(l.mtu, self.ipv6));
         [claim.mtu, link].into_iter().flatten().fold(self.mtu, u32::min)
+    }
+}
+
+/// How far this node's own rotation has come for its pairs. They move home only once the view shows what this node says of
+/// itself: it then shows all that was written before, and so each Node that moved away without knowing of that.
+fn phase(rotation: Option<Rotation>, record: &NodeRecord) -> Option<Rotation> {
+    let said = record.annotations.get(annotation::ROTATION).and_then(|word| Rotation::parse(word));
+    match rotation {
+        Some(Rotation::Back) if said != rotation => Some(Rotation::Away),
+        rotation => rotation,
     }
 }

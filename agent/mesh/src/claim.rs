@@ -68,6 +68,11 @@ impl Claim {
         (self.created, &self.node)
     }
 
+    /// Its key, and the second one that it uses.
+    pub(crate) fn keys(&self, next_key: Option<PublicKey>) -> impl Iterator<Item = PublicKey> {
+        [Some(self.key), next_key].into_iter().flatten()
+    }
+
     /// Every prefix that is asked for: PodCIDRs, and overlay addresses outside them.
     pub(crate) fn prefixes(&self) -> impl Iterator<Item = IpNet> + '_ {
         self.prefixes.iter().copied()

@@ -41,7 +41,7 @@ impl Index {
     ) {
         self.add_residents(node, known.created, &known.addresses);
         let Ok(claim) = &known.claim else { return };
-        self.keys.extend([Some(claim.key), next_key].into_iter().flatten().map(|key| (key, node.clone())));
+        self.keys.extend(claim.keys(next_key).map(|key| (key, node.clone())));
         for net in claim.prefixes() {
             if self.prefixes.insert((net.network(), net.prefix_len(), node.clone())) {
                 count(&mut self.lengths, length(&net));
@@ -63,7 +63,7 @@ impl Index {
             self.residents.remove(&(*ip, known.created, node.clone()));
         }
         let Ok(claim) = &known.claim else { return };
-        for key in [Some(claim.key), next_key].into_iter().flatten() {
+        for key in claim.keys(next_key) {
             self.keys.remove(&(key, node.clone()));
         }
         for net in claim.prefixes() {

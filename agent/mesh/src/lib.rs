@@ -5,7 +5,7 @@
 //! desired with observed and gives the [`Plan`]: an ordered list of [`Step`]s. Nothing here reads a clock, a file or
 //! a socket: time, DNS answers and the kernel's state are arguments, so every rule is tested without a kernel.
 
-use std::net::Ipv6Addr;
+use std::net::{Ipv6Addr, SocketAddr};
 
 use ipnet::{IpNet, Ipv6Net};
 
@@ -82,4 +82,9 @@ pub const DEFAULT_LISTEN_PORT: u16 = 51820;
 /// The port that a node's second device listens on: beside that of the first.
 pub const fn next_port(listen_port: u16) -> u16 {
     if listen_port == u16::MAX { listen_port - 1 } else { listen_port + 1 }
+}
+
+/// Where the second device of the node behind a socket is reached.
+pub(crate) fn next_socket(socket: SocketAddr) -> SocketAddr {
+    SocketAddr::new(socket.ip(), next_port(socket.port()))
 }

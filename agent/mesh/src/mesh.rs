@@ -21,7 +21,7 @@ use crate::{
     claim::{Claim, Known},
     conflict::{Believed, Evidence, settle},
     index::Index,
-    next_port,
+    next_socket,
 };
 
 /// What is different since the last update.
@@ -288,8 +288,7 @@ fn sockets(basis: &Basis, known: &Known) -> BTreeSet<SocketAddr> {
     let Ok(claim) = &known.claim else { return BTreeSet::new() };
     let mut sockets = basis.reach().guarded(claim);
     if basis.rotation(claim).is_some() {
-        let second = |socket: &SocketAddr| SocketAddr::new(socket.ip(), next_port(socket.port()));
-        sockets.extend(sockets.iter().map(second).collect::<Vec<_>>());
+        sockets.extend(sockets.iter().copied().map(next_socket).collect::<Vec<_>>());
     }
     sockets
 }

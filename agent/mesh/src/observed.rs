@@ -121,6 +121,14 @@ pub struct ObservedPeer {
     pub sent: u64,
 }
 
+impl ObservedPeer {
+    /// Whether a session with it may be in use: WireGuard makes a new one every 120 s while packets flow and gives the old
+    /// one up after 180 s (REJECT_AFTER_TIME, WireGuard paper, section 6.1).
+    pub fn has_session(&self) -> bool {
+        self.handshake_age.is_some_and(|age| age < Duration::from_secs(180))
+    }
+}
+
 /// A route of ours as it is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct ObservedRoute {

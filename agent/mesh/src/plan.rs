@@ -4,7 +4,6 @@ use std::{
     cmp::Ordering,
     collections::{BTreeMap, BTreeSet},
     net::SocketAddr,
-    time::Duration,
 };
 
 use ipnet::IpNet;
@@ -14,10 +13,6 @@ use crate::{
     ObservedNext, ObservedPeer, ObservedState, PORT_RULESET, PeerChange, Plan, PublicKey, Step, Touched,
     ruleset,
 };
-
-/// A handshake older than this is stale: WireGuard makes a new one every 120 s while packets flow and gives the old
-/// session up after 180 s (REJECT_AFTER_TIME, WireGuard paper, section 6.1).
-pub(crate) const FRESH_HANDSHAKE: Duration = Duration::from_secs(180);
 
 /// The steps from observed to desired. Empty where nothing differs.
 pub fn plan(desired: &DesiredState, observed: &ObservedState) -> Plan {
@@ -257,9 +252,8 @@ fn changed_peer(
 
 /// WireGuard roams: what a fresh handshake taught the kernel stays until the advertised endpoint itself changes.
 fn endpoint_differs(advertised: SocketAddr, found: &ObservedPeer) -> bool {
-    let fresh = found.handshake_age.is_some_and(|age| age < FRESH_HANDSHAKE);
     let readvertised = found.written_endpoint.is_some_and(|written| written != advertised);
-    found.endpoint != Some(advertised) && (readvertised || !fresh)
+    found.endpoint != Some(advertised) && (readvertised || !found.has_session())
 }
 
 fn routes(desired: &DesiredState, observed: &ObservedState, touched: &Touched, steps: &mut Vec<Step>) {

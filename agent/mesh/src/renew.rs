@@ -6,10 +6,7 @@
 
 use std::{collections::BTreeMap, net::IpAddr, time::Duration};
 
-use crate::{
-    DesiredState, Link, ObservedState, PeerChange, Step,
-    plan::{FRESH_HANDSHAKE, new_peer},
-};
+use crate::{DesiredState, Link, ObservedState, PeerChange, Step, plan::new_peer};
 
 /// Twelve tries (REKEY_TIMEOUT, 5 s): a path that loses some lets one through.
 const PATIENCE: Duration = Duration::from_secs(60);
@@ -27,9 +24,8 @@ pub fn renewals(
     }
     let renewal = |(key, peer)| {
         let found = observed.peers.get(key)?;
-        let has_session = found.handshake_age.is_some_and(|age| age < FRESH_HANDSHAKE);
         let since = unanswered.get(&found.endpoint?.ip().to_canonical())?;
-        (!has_session && *since >= PATIENCE).then(|| {
+        (!found.has_session() && *since >= PATIENCE).then(|| {
             let added = new_peer(Link::Device, *key, peer);
             let endpoint = added.endpoint.or(found.endpoint);
             Step::SetPeer(PeerChange { renew: true, endpoint, ..added })

@@ -7,10 +7,7 @@
 
 use std::fmt;
 
-use crate::{
-    DesiredDevice, DesiredState, Link, ObservedDevice, ObservedPeer, ObservedState, PublicKey,
-    plan::FRESH_HANDSHAKE,
-};
+use crate::{DesiredDevice, DesiredState, Link, ObservedDevice, ObservedPeer, ObservedState, PublicKey};
 
 /// Seconds between keepalives on the device that a pair moves to: they make its session without other traffic.
 pub const ROTATION_KEEPALIVE: u16 = 5;
@@ -83,7 +80,6 @@ impl Pair {
 /// Whether a peer has a session with the key that the device shall have.
 fn has_session(wanted: &DesiredDevice, found: Option<(&ObservedDevice, Option<&ObservedPeer>)>) -> bool {
     found.is_some_and(|(device, peer)| {
-        device.public_key == Some(wanted.public_key)
-            && peer.and_then(|peer| peer.handshake_age).is_some_and(|age| age < FRESH_HANDSHAKE)
+        device.public_key == Some(wanted.public_key) && peer.is_some_and(ObservedPeer::has_session)
     })
 }

@@ -22,10 +22,12 @@ impl Reconciler {
         let observed = self.host.observed();
         let uses_second = decision.desired.next.is_some() || observed.next.is_some();
         let unready = || unready(&self.nodes, decision);
-        let said = self.nodes.read(|view| {
-            let own = view?.record(&self.local.node_name)?;
-            Rotation::parse(own.annotations.get(annotation::ROTATION)?)
-        });
+        let said = || {
+            self.nodes.read(|view| {
+                let own = view?.record(&self.local.node_name)?;
+                Rotation::parse(own.annotations.get(annotation::ROTATION)?)
+            })
+        };
         let port = self.config.metrics_address.port();
         let turned = self.rotator.step(decision, observed, said, port, unready);
         self.last.look_at = uses_second.then(|| Deadline::now() + LOOK);

@@ -29,9 +29,6 @@ pub enum PeerState {
 /// as much again is left for a slow path.
 const UNANSWERED: Duration = Duration::from_secs(30);
 
-/// A session is used for this long after its handshake (REJECT_AFTER_TIME, WireGuard paper, section 6.1).
-const SESSION: Duration = Duration::from_secs(180);
-
 /// Remembers since when each peer has been sent to without an answer.
 #[derive(Default)]
 pub struct PeerTracker(BTreeMap<PublicKey, Track>);
@@ -72,7 +69,7 @@ impl PeerTracker {
             .and_then(|t| t.unanswered_since)
             .map(|since| now.saturating_duration_since(since));
         let never_answered = peer.handshake_age.is_none() && peer.sent > 0 && peer.received == 0;
-        let fresh = peer.handshake_age.is_some_and(|age| age < SESSION);
+        let fresh = peer.has_session();
         match unanswered {
             Some(time) if time >= UNANSWERED && (!fresh || never_answered) => (PeerState::Down, unanswered),
             _ if fresh => (PeerState::Up, None),

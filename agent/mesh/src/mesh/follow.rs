@@ -68,8 +68,8 @@ impl Mesh {
                 continue;
             }
             if let Some(Ok(claim)) = self.nodes.get(node).map(|known| &known.claim) {
-                let keys = [Some(claim.key), basis.rotation(claim).map(|(key, _)| key)];
-                queue.extend(keys.into_iter().flatten().flat_map(|key| self.index.with_key(key)));
+                let next_key = basis.rotation(claim).map(|(key, _)| key);
+                queue.extend(claim.keys(next_key).flat_map(|key| self.index.with_key(key)));
                 claim.prefixes().for_each(|net| queue.extend(self.index.overlapping(&net)));
             }
         }
@@ -88,7 +88,7 @@ impl Part {
         self.nodes.insert(node.clone());
         self.endpoints.extend(sockets);
         if let Ok(claim) = &known.claim {
-            self.peers.extend([Some(claim.key), next_key].into_iter().flatten());
+            self.peers.extend(claim.keys(next_key));
             self.prefixes.extend(claim.prefixes());
         }
     }
