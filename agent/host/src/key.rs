@@ -58,6 +58,11 @@ impl PrivateKey {
         Ok(taken)
     }
 
+    /// The key itself, for a device.
+    pub(crate) fn secret(&self) -> &[u8; 32] {
+        &self.secret
+    }
+
     pub(crate) fn to_library(&self) -> Key {
         Key(*self.secret)
     }

@@ -1,8 +1,9 @@
 //! A WireGuard device's own settings: key, port and peers, kernel and user space alike.
 //!
-//! The one adapter of `wireguard-control`, which configures a device but leaves these to its caller: it gives a peer of
-//! many allowed IPs twice (the kernel splits it over messages), refuses a peer that fills more than one message, starts
-//! `wireguard-go` where a socket is dead, and keeps keys in memory that it does not wipe. Every call here blocks.
+//! The one adapter of `wireguard-control`, which configures the kernel's device but leaves these to its caller: it gives a
+//! peer of many allowed IPs twice (the kernel splits it over messages), refuses a peer that fills more than one message, and
+//! keeps keys in memory that it does not wipe. Devices in user space are spoken to by `uapi`: the library starts
+//! `wireguard-go` where a socket is dead, and drops what an error was. Whatever reads here blocks.
 
 pub(crate) mod uapi;
 
@@ -15,13 +16,15 @@ use std::{
 };
 
 use ipnet::IpNet;
+use tokio::task::spawn_blocking;
 use wg_overlay_mesh::{DEVICE, Implementation, Link, ObservedPeer, PeerChange, PublicKey};
 use wireguard_control::{
     AllowedIp, Backend, Device, DeviceUpdate, InterfaceName, Key, PeerConfigBuilder, PeerInfo,
 };
-use zeroize::Zeroize;
+use zeroize::{Zeroize, Zeroizing};
 
 use crate::PrivateKey;
+use uapi::set;
 
 /// Allowed IPs in one message of 8 KiB: of IPv6 each takes 40 bytes, and the peer itself up to 150.
 const ALLOWED_IPS: usize = 180;
@@ -94,37 +97,43 @@ pub(crate) fn other_ports() -> Vec<(String, u16)> {
 }
 
 /// Sets the key, and takes all peers away: a session is of the key that it began with.
-pub(crate) fn set_key(target: Target, key: &PrivateKey) -> io::Result<()> {
-    apply(target, DeviceUpdate::new().set_private_key(key.to_library()).replace_peers())
+pub(crate) async fn set_key(target: Target, key: &PrivateKey) -> io::Result<()> {
+    let update = || DeviceUpdate::new().set_private_key(key.to_library()).replace_peers();
+    apply(target, || set::key(key), update).await
 }
 
-pub(crate) fn set_listen_port(target: Target, port: u16) -> io::Result<()> {
-    apply(target, DeviceUpdate::new().set_listen_port(port))
+pub(crate) async fn set_listen_port(target: Target, port: u16) -> io::Result<()> {
+    apply(target, || set::listen_port(port).into(), || DeviceUpdate::new().set_listen_port(port)).await
 }
 
 /// Adds and changes peers, in as few messages as they fit into. Gives the failed ones by position.
-pub(crate) fn set_peers(target: Target, changes: &[PeerChange]) -> Vec<(usize, io::Error)> {
-    each(target, changes, configs)
+pub(crate) async fn set_peers(target: Target, changes: &[PeerChange]) -> Vec<(usize, io::Error)> {
+    each(target, changes, set::peer, configs).await
 }
 
 /// Removes peers, in as few messages as they fit into. Gives the failed ones by position.
-pub(crate) fn remove_peers(target: Target, keys: &[PublicKey]) -> Vec<(usize, io::Error)> {
-    each(target, keys, |key| vec![PeerConfigBuilder::new(&library_key(key)).remove()])
+pub(crate) async fn remove_peers(target: Target, keys: &[PublicKey]) -> Vec<(usize, io::Error)> {
+    let removal = |key: &PublicKey| vec![PeerConfigBuilder::new(&library_key(key)).remove()];
+    each(target, keys, set::removal, removal).await
 }
 
 /// All in one update; where that fails, one by one, to tell whose fault it is.
-fn each<T>(
+async fn each<T>(
     target: Target,
     items: &[T],
+    lines: impl Fn(&T) -> String,
     configs: impl Fn(&T) -> Vec<PeerConfigBuilder>,
 ) -> Vec<(usize, io::Error)> {
-    let all: Vec<PeerConfigBuilder> = items.iter().flat_map(&configs).collect();
-    if apply(target, DeviceUpdate::new().add_peers(&all)).is_ok() {
+    let apply = async |items: &[T]| {
+        let update = || DeviceUpdate::new().add_peers(&items.iter().flat_map(&configs).collect::<Vec<_>>());
+        apply(target, || items.iter().map(&lines).collect::<String>().into(), update).await
+    };
+    if apply(items).await.is_ok() {
         return Vec::new();
     }
     let mut failed = Vec::new();
     for (at, item) in items.iter().enumerate() {
-        if let Err(error) = apply(target, DeviceUpdate::new().add_peers(&configs(item))) {
+        if let Err(error) = apply(std::slice::from_ref(item)).await {
             failed.push((at, error));
         }
     }
@@ -177,8 +186,20 @@ fn device(target: Target) -> io::Result<Device> {
     Device::get(&interface(target)?, backend(target)?)
 }
 
-fn apply(target: Target, update: DeviceUpdate) -> io::Result<()> {
-    update.apply(&interface(target)?, backend(target)?)
+/// Changes a device: one in user space by these lines, the kernel's by the library's update.
+async fn apply(
+    target: Target,
+    lines: impl FnOnce() -> Zeroizing<String>,
+    update: impl FnOnce() -> DeviceUpdate,
+) -> io::Result<()> {
+    match target.1 {
+        Implementation::UserSpace => set::set(target.0, &lines()).await,
+        Implementation::Kernel => {
+            let (update, name) = (update(), interface(target)?);
+            let work = move || update.apply(&name, Backend::Kernel);
+            spawn_blocking(work).await.unwrap_or_else(|error| Err(io::Error::other(error)))
+        }
+    }
 }
 
 fn interface(target: Target) -> io::Result<InterfaceName> {

@@ -48,11 +48,10 @@ impl Host {
             let refused = |step| StepError::refused(step, io::Error::from(Errno::NODEV));
             return run.iter().enumerate().map(|(at, step)| (at, refused(step))).collect();
         };
-        let work = move || match changes.is_empty() {
-            true => wireguard::remove_peers(target, &removals),
-            false => wireguard::set_peers(target, &changes),
+        let errors = match changes.is_empty() {
+            true => wireguard::remove_peers(target, &removals).await,
+            false => wireguard::set_peers(target, &changes).await,
         };
-        let errors = spawn_blocking(work).await.unwrap_or_else(|error| all(run.len(), &error));
         let named =
             errors.into_iter().filter_map(|(at, error)| Some((at, StepError::refused(run.get(at)?, error))));
         named.collect()
@@ -66,13 +65,11 @@ impl Host {
         let netlink = Arc::clone(&self.netlink);
         let count = requests.len();
         let work = spawn_blocking(move || lock(&netlink).execute(&requests));
-        work.await.unwrap_or_else(|error| all(count, &error))
+        let all =
+            |error: &JoinError| (0..count).map(|at| (at, io::Error::other(error.to_string()))).collect();
+        work.await.unwrap_or_else(|error| all(&error))
     }
 }
 
 /// So many requests take the kernel less time than it takes to wake a thread.
 pub(super) const FEW: usize = 16;
-
-fn all(count: usize, error: &JoinError) -> Vec<(usize, io::Error)> {
-    (0..count).map(|at| (at, io::Error::other(error.to_string()))).collect()
-}

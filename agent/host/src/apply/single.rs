@@ -50,8 +50,7 @@ impl Host {
             Step::DeleteLink(link) => gone(self.netlink(step, links::delete(*link)).await),
             Step::SetKey(link, key) => self.set_key(step, *link, key).await,
             Step::SetListenPort(link, port) => {
-                let port = *port;
-                self.device_setting(step, *link, move |target| wireguard::set_listen_port(target, port)).await
+                self.device_setting(step, *link, |target| wireguard::set_listen_port(target, *port)).await
             }
             Step::AddUnreachable(_)
             | Step::RemoveUnreachable(_)
@@ -125,10 +124,8 @@ impl Host {
     }
 
     async fn set_key(&self, step: &Step, link: Link, wanted: &PublicKey) -> Result<(), StepError> {
-        match self.private_keys.iter().find(|key| key.public_key() == *wanted).cloned() {
-            Some(key) => {
-                self.device_setting(step, link, move |target| wireguard::set_key(target, &key)).await
-            }
+        match self.private_keys.iter().find(|key| key.public_key() == *wanted) {
+            Some(key) => self.device_setting(step, link, |target| wireguard::set_key(target, key)).await,
             None => Err(StepError::WrongKey {
                 wanted: *wanted,
                 held: self.private_keys.iter().map(PrivateKey::public_key).collect(),
@@ -140,12 +137,10 @@ impl Host {
         &self,
         step: &Step,
         link: Link,
-        set: impl FnOnce(Target) -> io::Result<()> + Send + 'static,
+        set: impl AsyncFnOnce(Target) -> io::Result<()>,
     ) -> Result<(), StepError> {
         let answer = match self.target(link) {
-            Some(target) => {
-                spawn_blocking(move || set(target)).await.unwrap_or_else(|e| Err(io::Error::other(e)))
-            }
+            Some(target) => set(target).await,
             None => Err(io::Error::from(Errno::NODEV)),
         };
         match answer {
@@ -161,16 +156,14 @@ impl Host {
         }
     }
 
-    /// Names whoever holds the port, where that is the cause. A user-space device answers a taken port with a number
-    /// that the library drops.
+    /// Names whoever holds the port, where that is the cause.
     async fn refused(&self, step: &Step, source: io::Error) -> StepError {
         let port = match step {
             Step::SetListenPort(_, port) => Some(*port),
             Step::SetUp(link) => self.cache.device(*link).map(|device| device.listen_port),
             _ => None,
         };
-        let taken = matches!(source.kind(), io::ErrorKind::AddrInUse | io::ErrorKind::InvalidInput);
-        let holder = match port.filter(|_| taken) {
+        let holder = match port.filter(|_| source.kind() == io::ErrorKind::AddrInUse) {
             Some(port) => {
                 spawn_blocking(move || port::holder(port)).await.ok().flatten().map(|who| (port, who))
             }

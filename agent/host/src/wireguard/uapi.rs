@@ -1,8 +1,10 @@
-//! Reading a user-space device over its socket: the text of WireGuard's cross-platform interface
+//! A user-space device, over its socket. Reading it: the text of WireGuard's cross-platform interface
 //! (wireguard.com/xplatform), line by line as it comes.
 //!
 //! It stands apart from the library because five thousand peers are two megabytes of text: the library reads 8 KiB at a
 //! time, which has the device and the agent take turns, and makes a list of each line. Here the private key is wiped too.
+
+pub(super) mod set;
 
 use std::{
     io::{self, ErrorKind, Read, Write},
@@ -65,7 +67,7 @@ impl Reader {
         let (key, value) = line.split_once('=').ok_or_else(|| invalid("a line without `=`"))?;
         match (key, &mut self.peer) {
             ("private_key", _) => {
-                let mut secret = hex(value)?;
+                let mut secret = bytes(value)?;
                 // all zeros: there is none
                 if secret != [0; 32] {
                     let key = PrivateKey::take(Key(secret)).map_err(io::Error::other)?;
@@ -76,15 +78,15 @@ impl Reader {
             ("listen_port", _) => self.settings.listen_port = number(key, value)?,
             ("public_key", _) => {
                 self.end_peer();
-                let known = PublicKey::from_bytes(hex(value)?);
+                let known = PublicKey::from_bytes(bytes(value)?);
                 if let Err(error) = &known {
                     tracing::warn!(%error, "a peer that no node can be is left alone");
                 }
                 self.peer = Some((known.ok(), ObservedPeer::default()));
             }
-            ("errno", _) if value != "0" => return Err(io::Error::from_raw_os_error(number(key, value)?)),
+            ("errno", _) => outcome(value)?,
             ("preshared_key", Some((_, peer))) => {
-                let mut secret = hex(value)?;
+                let mut secret = bytes(value)?;
                 peer.preshared_key = secret != [0; 32];
                 secret.zeroize();
             }
@@ -121,17 +123,17 @@ fn number<T: FromStr>(key: &str, value: &str) -> io::Result<T> {
     value.parse().map_err(|_| invalid(key))
 }
 
-fn hex(text: &str) -> io::Result<[u8; 32]> {
+/// What a device's `errno` says. Those in Go give the kernel's numbers with a minus, others without.
+fn outcome(errno: &str) -> io::Result<()> {
+    match number::<i32>("errno", errno)?.saturating_abs() {
+        0 => Ok(()),
+        errno => Err(io::Error::from_raw_os_error(errno)),
+    }
+}
+
+fn bytes(text: &str) -> io::Result<[u8; 32]> {
     let mut key = [0; 32];
-    let (pairs, rest) = text.as_bytes().as_chunks::<2>();
-    if pairs.len() != key.len() || !rest.is_empty() {
-        return Err(invalid("a key"));
-    }
-    for (byte, [high, low]) in key.iter_mut().zip(pairs) {
-        let digit = |digit: &u8| char::from(*digit).to_digit(16).and_then(|digit| u8::try_from(digit).ok());
-        *byte =
-            digit(high).zip(digit(low)).map(|(high, low)| high << 4 | low).ok_or_else(|| invalid("a key"))?;
-    }
+    hex::decode_to_slice(text, &mut key).map_err(|_| invalid("a key"))?;
     Ok(key)
 }
 
@@ -219,8 +221,9 @@ mod tests {
     #[test]
     fn a_refusal_a_torn_answer_and_an_endless_line_are_errors() {
         let now = SystemTime::UNIX_EPOCH;
-        let refused = parse(Slow(b"errno=13\n\n", 3), now).unwrap_err();
-        assert_eq!(refused.raw_os_error(), Some(13));
+        for text in ["errno=13\n\n", "errno=-13\n\n"] {
+            assert_eq!(parse(Slow(text.as_bytes(), 3), now).unwrap_err().raw_os_error(), Some(13));
+        }
         assert_eq!(parse(Slow(b"listen_port=1\n", 3), now).unwrap_err().kind(), ErrorKind::UnexpectedEof);
         assert!(parse(Slow(&[b'x'; 2 * BUFFER], BUFFER), now).is_err());
     }
