@@ -29,6 +29,8 @@ mod guard_rules;
 mod guards;
 #[path = "overlay/handshakes.rs"]
 mod handshakes;
+#[path = "overlay/key_rotation.rs"]
+mod key_rotation;
 #[path = "overlay/killed.rs"]
 mod killed;
 #[path = "overlay/killed_starts.rs"]
@@ -47,8 +49,6 @@ mod port_guard;
 mod refusals;
 #[path = "overlay/repair.rs"]
 mod repair;
-#[path = "overlay/rotation.rs"]
-mod rotation;
 #[path = "overlay/services.rs"]
 mod services;
 #[path = "overlay/uninstall.rs"]
@@ -67,7 +67,7 @@ fn main() -> ExitCode {
     let short = tier == "kernel-wg" && std::env::var_os("WG_OVERLAY_KERNEL_ALL").is_none();
     let deviceless = [refusals::bad_input_cases(), faults::api_cases()].into_iter().flatten();
     let deviceless = deviceless.map(|case| if short { case.left_out(SLOW) } else { case }).collect();
-    let waiting = [rotation::waiting_cases(), handshakes::cases()].into_iter().flatten();
+    let waiting = [key_rotation::waiting_cases(), handshakes::cases()].into_iter().flatten();
     let waiting = waiting.map(|case| if short { case.left_out(WAITS) } else { case }).collect();
     let cases = [
         connectivity::cases(),
@@ -76,7 +76,7 @@ fn main() -> ExitCode {
         killed::cases(),
         killed_starts::cases(),
         killed_steps::cases(),
-        rotation::cases(),
+        key_rotation::cases(),
         guards::cases(),
         guard_rules::cases(),
         forwarding::cases(),

@@ -5,10 +5,10 @@
 mod api;
 #[path = "faults/commands.rs"]
 mod commands;
+#[path = "faults/credentials.rs"]
+mod credentials;
 #[path = "faults/port.rs"]
 mod port;
-#[path = "faults/rotation.rs"]
-mod rotation;
 
 use wg_overlay_e2e::suite::Case;
 
@@ -19,5 +19,5 @@ pub fn cases() -> Vec<Case> {
 
 /// The API server's.
 pub fn api_cases() -> Vec<Case> {
-    [api::cases(), rotation::cases()].into_iter().flatten().collect()
+    [api::cases(), credentials::cases()].into_iter().flatten().collect()
 }
