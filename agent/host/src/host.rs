@@ -14,7 +14,7 @@ use ipnet::IpNet;
 use tokio::task::spawn_blocking;
 use wg_overlay_mesh::{Link, ObservedState, PublicKey};
 
-use self::observe::blocking;
+use self::observe::{blocking, firewall};
 use crate::{
     DeviceMode, DeviceProgram, Events, HostError, Nft, PrivateKey, Scope, cache::Cache, events::OwnPorts,
     netlink::Netlink, sysctl, wireguard,
@@ -131,11 +131,10 @@ impl Host {
     /// Adds what the table on the bridge's ports lacks of the pods that are there, and removes what is left of others.
     ///
     /// # Errors
-    /// [`HostError::Firewall`]; the pods that are in the table already go on.
+    /// [`HostError`]; the pods that are in the table already go on.
     pub async fn fill_ports(&self) -> Result<(), HostError> {
         let nft = self.nft.clone();
-        let filled = spawn_blocking(move || nft.fill_ports()).await;
-        filled.unwrap_or(Ok(())).map_err(HostError::Firewall)
+        firewall(move || nft.fill_ports()).await
     }
 
     /// Says which addresses of the bridge pods of an earlier PodCIDR still use; the observed state repeats it.

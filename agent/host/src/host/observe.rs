@@ -10,7 +10,7 @@ use wg_overlay_mesh::{
 };
 
 use crate::{
-    Host, HostError,
+    Host, HostError, NftError,
     links::{self, FoundLink},
     routes::{self, FoundRoute, OwnRoutes},
     sysctl,
@@ -20,10 +20,8 @@ use crate::{
 impl Host {
     pub(super) async fn observe_firewall(&mut self) -> Result<(), HostError> {
         let (nft, port) = (self.nft.clone(), self.config.listen_port);
-        let found = spawn_blocking(move || nft.observe_changed(port))
-            .await
-            .map_err(|e| HostError::Read { what: "the firewall", source: io::Error::other(e) })?;
-        let Some(found) = found.map_err(HostError::Firewall)? else { return Ok(()) };
+        let found = firewall(move || nft.observe_changed(port)).await?;
+        let Some(found) = found else { return Ok(()) };
         self.cache.state.firewall = found.firewall;
         self.cache.state.port_guard = found.port_guard;
         self.cache.state.host_chains = found.host_chains;
@@ -158,4 +156,24 @@ pub(super) async fn blocking<T: Send + 'static>(
 ) -> Result<T, HostError> {
     let answer = spawn_blocking(read).await.unwrap_or_else(|error| Err(io::Error::other(error)));
     answer.map_err(|source| HostError::Read { what, source })
+}
+
+/// The same for the packets' rules.
+pub(super) async fn firewall<T: Send + 'static>(
+    work: impl FnOnce() -> Result<T, NftError> + Send + 'static,
+) -> Result<T, HostError> {
+    let died = |error| HostError::Read { what: "the firewall", source: io::Error::other(error) };
+    spawn_blocking(work).await.map_err(died)?.map_err(HostError::Firewall)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_thread_that_dies_is_an_error() {
+        let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
+        let died = runtime.block_on(firewall(|| -> Result<(), _> { panic!("on purpose") }));
+        assert!(matches!(died, Err(error @ HostError::Read { .. }) if error.is_retryable()));
+    }
 }
