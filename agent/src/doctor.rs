@@ -8,9 +8,11 @@ mod cni;
 mod facts;
 mod firewall;
 mod ini;
-mod kernel;
+mod links;
 mod managers;
+mod modules;
 mod node;
+mod sysctls;
 
 use std::fmt::Write;
 
@@ -78,16 +80,16 @@ struct Check {
 /// Every check, in the order in which things depend on each other.
 const CHECKS: &[Check] = &[
     Check { id: "configuration", look: node::configuration },
-    Check { id: "wireguard", look: kernel::wireguard },
-    Check { id: "tun", look: kernel::tun },
-    Check { id: "links", look: kernel::links },
-    Check { id: "udp-port", look: kernel::udp_port },
-    Check { id: "forwarding", look: kernel::forwarding },
-    Check { id: "br-netfilter", look: kernel::br_netfilter },
-    Check { id: "rp-filter", look: kernel::rp_filter },
-    Check { id: "conntrack", look: kernel::conntrack },
-    Check { id: "mtu", look: kernel::mtu },
-    Check { id: "leftovers", look: kernel::leftovers },
+    Check { id: "wireguard", look: modules::wireguard },
+    Check { id: "tun", look: modules::tun },
+    Check { id: "links", look: links::links },
+    Check { id: "udp-port", look: links::udp_port },
+    Check { id: "forwarding", look: sysctls::forwarding },
+    Check { id: "br-netfilter", look: modules::br_netfilter },
+    Check { id: "rp-filter", look: sysctls::rp_filter },
+    Check { id: "conntrack", look: sysctls::conntrack },
+    Check { id: "mtu", look: links::mtu },
+    Check { id: "leftovers", look: links::leftovers },
     Check { id: "nft", look: firewall::nft },
     Check { id: "host-firewall", look: firewall::host_firewall },
     Check { id: "legacy-iptables", look: firewall::legacy_iptables },

@@ -164,7 +164,9 @@ async fn cluster(config: &Config) -> Result<InCluster, String> {
 
 #[cfg(test)]
 pub(super) mod tests {
-    use std::collections::BTreeMap;
+    use std::collections::{BTreeMap, BTreeSet};
+
+    use wg_overlay_mesh::{Implementation, ObservedDevice, UnderlayLink, UnderlayRoute};
 
     use super::*;
 
@@ -195,5 +197,30 @@ pub(super) mod tests {
         let path = facts.own.path(path);
         fs::create_dir_all(path.parent().unwrap()).unwrap();
         fs::write(path, text).unwrap();
+    }
+
+    /// Adds an underlay link with a default route.
+    pub fn link(facts: &mut Facts, index: u32, name: &str, mtu: u32) {
+        let Ok(kernel) = &mut facts.kernel else { return };
+        kernel
+            .underlay
+            .links
+            .insert(index, UnderlayLink { name: name.into(), mtu, addresses: BTreeSet::new() });
+        let route = UnderlayRoute { destination: "0.0.0.0/0".parse().unwrap(), link: index, metric: index };
+        kernel.underlay.routes.push(route);
+    }
+
+    /// Adds the first device.
+    pub fn device(facts: &mut Facts, mtu: u32) {
+        let Ok(kernel) = &mut facts.kernel else { return };
+        kernel.device = Some(ObservedDevice {
+            implementation: Implementation::Kernel,
+            marked: true,
+            up: true,
+            mtu,
+            addresses: BTreeSet::new(),
+            public_key: None,
+            listen_port: 51820,
+        });
     }
 }

@@ -1,0 +1,118 @@
+//! How the kernel is set, and what its tables hold.
+
+use wg_overlay_mesh::UnderlayLink;
+
+use super::{Facts, Outcome, fail, links::with_default_route, need, ok, skipped, warn};
+
+type Found = Result<Outcome, Outcome>;
+
+pub(super) fn forwarding(facts: &Facts) -> Found {
+    let (v4, v6) = families(facts);
+    let wrong = [
+        ("net/ipv4/conf/all/forwarding", v4, "answers from outside the cluster do not reach pods"),
+        ("net/ipv6/conf/all/forwarding", v6, "no IPv6 packet reaches a pod from another node or leaves one"),
+    ];
+    let wrong: Vec<_> = wrong
+        .into_iter()
+        .filter(|(path, used, _)| *used && facts.own.sysctl(path).as_deref() == Some("0"))
+        .map(|(path, _, effect)| (path.replace('/', "."), effect))
+        .collect();
+    Ok(if wrong.is_empty() {
+        ok("on")
+    } else {
+        let causes: Vec<_> = wrong.iter().map(|(name, effect)| format!("{name} is 0: {effect}")).collect();
+        let cures: Vec<_> = wrong.iter().map(|(name, _)| format!("sysctl -w {name}=1")).collect();
+        fail(causes.join("; "), format!("on the host: {}", cures.join("; ")))
+    })
+}
+
+/// The families of this node's pods, both where they are not known.
+fn families(facts: &Facts) -> (bool, bool) {
+    let cidrs: Vec<String> = match (&facts.agent, &facts.cluster) {
+        (Ok(status), _) if !status.pods.is_empty() => status.pods.iter().map(|p| p.cidr.clone()).collect(),
+        (_, Ok(cluster)) => cluster.node.as_ref().map(|n| n.pod_cidrs.clone()).unwrap_or_default(),
+        _ => Vec::new(),
+    };
+    let v6 = cidrs.iter().any(|cidr| cidr.contains(':'));
+    let v4 = cidrs.iter().any(|cidr| !cidr.contains(':'));
+    if cidrs.is_empty() { (true, true) } else { (v4, v6) }
+}
+
+pub(super) fn rp_filter(facts: &Facts) -> Found {
+    let kernel = need(&facts.kernel)?;
+    let of = |link: &str| {
+        facts.own.sysctl(&format!("net/ipv4/conf/{link}/rp_filter")).and_then(|v| v.parse::<u8>().ok())
+    };
+    let all = of("all").unwrap_or(0);
+    // net/ipv4: the larger of both counts (Documentation/networking/ip-sysctl.rst), and 2, loose, is the larger
+    let is_strict = |link: &&UnderlayLink| of(&link.name).unwrap_or(0).max(all) == 1;
+    let strict: Vec<_> =
+        with_default_route(kernel).into_iter().filter(is_strict).map(|l| l.name.clone()).collect();
+    Ok(match strict.as_slice() {
+        [] => ok("not strict on the links with a default route"),
+        [one] => ok(format!("strict on {one}, the only link with a default route that is: no harm")),
+        several => warn(
+            format!(
+                "strict on {}: a peer's packets are dropped where the way back is another link",
+                several.join(", ")
+            ),
+            "loose is enough: sysctl -w net.ipv4.conf.LINK.rp_filter=2",
+        ),
+    })
+}
+
+pub(super) fn conntrack(facts: &Facts) -> Found {
+    let number =
+        |name: &str| facts.own.sysctl(&format!("net/netfilter/{name}")).and_then(|v| v.parse::<u64>().ok());
+    let (Some(count), Some(max)) = (number("nf_conntrack_count"), number("nf_conntrack_max")) else {
+        return Ok(skipped("connection tracking is not loaded, or its counters are not readable here"));
+    };
+    // of the thread, whose network namespace it is; most kernels don't offer the file any more
+    let port = format!("dport={} ", facts.config.listen_port);
+    let table = facts.own.read("/proc/thread-self/net/nf_conntrack").unwrap_or_default();
+    let tracked = table.lines().filter(|line| line.contains(" udp ") && line.contains(&port)).count();
+    Ok(if count.saturating_mul(10) >= max.saturating_mul(9) {
+        fail(
+            format!("{count} of {max} connections: beyond it the kernel drops new ones"),
+            "sysctl -w net.netfilter.nf_conntrack_max=…, or look for what opens so many",
+        )
+    } else if tracked > 0 {
+        warn(
+            format!("{tracked} connections of the tunnel itself are tracked"),
+            "our table keeps them out; is it there (check nft)? Older ones go within minutes",
+        )
+    } else {
+        ok(format!("{count} of {max} connections"))
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::doctor::facts::tests::{facts, link, put};
+
+    #[test]
+    fn strict_filtering_warns_only_where_there_are_two_ways() {
+        let (mut facts, _folder) = facts();
+        link(&mut facts, 2, "eth0", 1500);
+        put(&facts, "/proc/sys/net/ipv4/conf/all/rp_filter", "1\n");
+        assert!(matches!(rp_filter(&facts), Ok(Outcome::Ok { .. })));
+        link(&mut facts, 3, "eth1", 1500);
+        assert!(matches!(rp_filter(&facts), Ok(Outcome::Warn { .. })));
+        put(&facts, "/proc/sys/net/ipv4/conf/eth0/rp_filter", "2\n");
+        assert!(matches!(rp_filter(&facts), Ok(Outcome::Ok { .. })));
+    }
+
+    #[test]
+    fn forwarding_and_conntrack_are_read_from_their_files() {
+        let (facts, _folder) = facts();
+        put(&facts, "/proc/sys/net/ipv4/conf/all/forwarding", "0\n");
+        assert!(matches!(forwarding(&facts), Ok(Outcome::Fail { .. })));
+        put(&facts, "/proc/sys/net/ipv4/conf/all/forwarding", "1\n");
+        assert!(matches!(forwarding(&facts), Ok(Outcome::Ok { .. })));
+        assert!(matches!(conntrack(&facts), Ok(Outcome::Skipped { .. })));
+        put(&facts, "/proc/sys/net/netfilter/nf_conntrack_max", "1000\n");
+        put(&facts, "/proc/sys/net/netfilter/nf_conntrack_count", "950\n");
+        assert!(matches!(conntrack(&facts), Ok(Outcome::Fail { .. })));
+    }
+}
