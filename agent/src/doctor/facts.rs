@@ -10,7 +10,7 @@ use std::{
 use kube::Api;
 use tokio::time::timeout;
 use wg_overlay_host::{DeviceProgram, Host, HostConfig, Nft, ObservedRules, Scope, udp_port_holder};
-use wg_overlay_mesh::{NodeRecord, ObservedState};
+use wg_overlay_mesh::{NodeRecord, ObservedState, next_port};
 
 use crate::{
     cluster::{ClusterNetworks, SlimNode, chain, cluster_networks, connect},
@@ -79,8 +79,8 @@ pub struct Facts {
     pub nft: Result<String, String>,
     /// Our table and the host's chains.
     pub rules: Result<ObservedRules, String>,
-    /// Who holds the UDP port, as far as it can be seen.
-    pub port_holder: Option<String>,
+    /// Who holds the UDP ports of the first and the second device, as far as it can be seen.
+    pub port_holders: [Option<String>; 2],
     /// What the API server says.
     pub cluster: Result<InCluster, String>,
     /// The clock.
@@ -112,7 +112,7 @@ impl Facts {
             } else {
                 Some(Files("/".into()))
             },
-            port_holder: udp_port_holder(config.listen_port),
+            port_holders: [config.listen_port, next_port(config.listen_port)].map(udp_port_holder),
             cluster: cluster(&config).await,
             now: SystemTime::now(),
             config,
@@ -166,7 +166,7 @@ async fn cluster(config: &Config) -> Result<InCluster, String> {
 pub(super) mod tests {
     use std::collections::{BTreeMap, BTreeSet};
 
-    use wg_overlay_mesh::{Implementation, ObservedDevice, UnderlayLink, UnderlayRoute};
+    use wg_overlay_mesh::{Implementation, ObservedDevice, ObservedNext, UnderlayLink, UnderlayRoute};
 
     use super::*;
 
@@ -185,7 +185,7 @@ pub(super) mod tests {
             kernel: Ok(ObservedState::default()),
             nft: Ok("nftables v1.1.3".into()),
             rules: Ok(ObservedRules::default()),
-            port_holder: None,
+            port_holders: [None, None],
             cluster: Ok(InCluster::default()),
             now: SystemTime::now(),
         };
@@ -222,5 +222,12 @@ pub(super) mod tests {
             public_key: None,
             listen_port: 51820,
         });
+    }
+
+    /// Adds the second device, where the first one is there.
+    pub fn second_device(facts: &mut Facts) {
+        let Ok(kernel) = &mut facts.kernel else { return };
+        let device = kernel.device.clone().map(|first| ObservedDevice { listen_port: 51821, ..first });
+        kernel.next = device.map(|device| ObservedNext { device, peers: BTreeMap::new() });
     }
 }

@@ -1,6 +1,6 @@
 //! nft, and the host's own firewall.
 
-use wg_overlay_mesh::{HostChain, HostChainState};
+use wg_overlay_mesh::{HostChain, HostChainState, next_port};
 
 use super::{Facts, Outcome, fail, need, ok, warn};
 
@@ -58,13 +58,14 @@ fn chains(facts: &Facts, kind: fn(&HostChain) -> bool) -> Found {
         let of_kind = rules.host_chains.iter().filter(|(chain, state)| kind(chain) && **state == wanted);
         of_kind.map(|(chain, _)| chain.to_string()).collect::<Vec<_>>().join(", ")
     };
+    let port = facts.config.listen_port;
     let (drops, allowed) = (with(HostChainState::Drops), with(HostChainState::Allowed));
     Ok(if !drops.is_empty() {
         fail(
             format!("drops our traffic, and our accept rule is not there: {drops}"),
             format!(
-                "the agent puts it there, if it runs; by hand, accept links wgo0 and wgobr0, and UDP {}",
-                facts.config.listen_port
+                "the agent puts it there, if it runs; by hand, accept links wgo0, wgo1 and wgobr0, and UDP {port} and {}",
+                next_port(port)
             ),
         )
     } else if allowed.is_empty() {

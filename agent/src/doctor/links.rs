@@ -1,6 +1,8 @@
 //! The links and ports: ours, those beneath, and what others left.
 
-use wg_overlay_mesh::{BRIDGE, DEVICE, ObservedState, UnderlayLink, WIREGUARD_OVERHEAD};
+use wg_overlay_mesh::{
+    BRIDGE, DEVICE, NEXT_DEVICE, ObservedDevice, ObservedState, UnderlayLink, WIREGUARD_OVERHEAD, next_port,
+};
 
 use super::{Facts, Outcome, fail, need, ok, skipped, warn};
 
@@ -13,10 +15,12 @@ pub(super) fn links(facts: &Facts) -> Found {
         Err(error) if facts.nft.is_err() => return Ok(skipped(error)),
         Err(error) => return Ok(fail(error, "the agent goes on once it can read the kernel")),
     };
-    let missing =
+    let second = kernel.next.as_ref().map(|next| (NEXT_DEVICE, Some(next.device.up)));
+    let wanted =
         [(DEVICE, kernel.device.as_ref().map(|d| d.up)), (BRIDGE, kernel.bridge.as_ref().map(|b| b.up))];
-    let wrong: Vec<_> = missing
-        .iter()
+    let wrong: Vec<_> = wanted
+        .into_iter()
+        .chain(second)
         .filter(|(_, up)| *up != Some(true))
         .map(|(name, up)| format!("{name} {}", if up.is_none() { "is not there" } else { "is down" }))
         .collect();
@@ -31,16 +35,23 @@ pub(super) fn links(facts: &Facts) -> Found {
 }
 
 pub(super) fn udp_port(facts: &Facts) -> Found {
+    let kernel = facts.kernel.as_ref().ok();
+    let first = kernel.and_then(|kernel| kernel.device.as_ref());
+    let second = kernel.and_then(|kernel| Some(&kernel.next.as_ref()?.device));
+    let look = |name, device: Option<&ObservedDevice>, port, holder: &Option<String>| match holder {
+        _ if device.is_some_and(|device| device.listen_port == port) => {
+            Ok(format!("{name} listens on UDP {port}"))
+        }
+        None => Ok(format!("nobody holds UDP {port}")),
+        Some(holder) => Err(format!("UDP {port} is held by {holder}")),
+    };
+    let [holder, next_holder] = &facts.port_holders;
     let port = facts.config.listen_port;
-    if facts.kernel.as_ref().is_ok_and(|k| k.device.as_ref().is_some_and(|d| d.listen_port == port)) {
-        return Ok(ok(format!("{DEVICE} listens on UDP {port}")));
-    }
-    Ok(match &facts.port_holder {
-        None => ok(format!("nobody holds UDP {port}")),
-        Some(holder) => fail(
-            format!("UDP {port} is held by {holder}"),
-            "stop it (a wg0 of the Go wg-overlay: ip link delete wg0), or set listenPort on this node",
-        ),
+    let cure = "stop it (a wg0 of the Go wg-overlay: ip link delete wg0), or set listenPort on this node";
+    Ok(match (look(DEVICE, first, port, holder), look(NEXT_DEVICE, second, next_port(port), next_holder)) {
+        (Ok(first), Ok(second)) => ok(format!("{first}, {second}")),
+        (Err(cause), _) => fail(cause, cure),
+        (Ok(_), Err(cause)) => warn(format!("{cause}: no key can change, here or at a peer"), cure),
     })
 }
 
@@ -117,8 +128,12 @@ pub(super) fn leftovers(facts: &Facts) -> Found {
 
 #[cfg(test)]
 mod tests {
+    use std::collections::BTreeSet;
+
+    use wg_overlay_mesh::ObservedBridge;
+
     use super::*;
-    use crate::doctor::facts::tests::{device, facts, link};
+    use crate::doctor::facts::tests::{device, facts, link, second_device};
 
     #[test]
     fn a_tunnel_that_is_too_large_for_its_link_fails() {
@@ -131,12 +146,36 @@ mod tests {
     }
 
     #[test]
-    fn the_port_is_ours_or_somebodys() {
+    fn each_port_is_ours_or_somebodys() {
         let (mut facts, _folder) = facts();
-        facts.port_holder = Some("the WireGuard device wg0 (wg show wg0)".into());
+        assert!(matches!(udp_port(&facts), Ok(Outcome::Ok { .. })));
+        facts.port_holders = [Some("the WireGuard device wg0 (wg show wg0)".into()), Some("dnsmasq".into())];
         assert!(matches!(udp_port(&facts), Ok(Outcome::Fail { cause, .. }) if cause.contains("wg0")));
         device(&mut facts, 1420);
+        assert!(
+            matches!(udp_port(&facts), Ok(Outcome::Warn { cause, .. }) if cause.contains("51821 is held by dnsmasq"))
+        );
+        second_device(&mut facts);
         assert!(matches!(udp_port(&facts), Ok(Outcome::Ok { .. })));
+    }
+
+    #[test]
+    fn a_second_device_need_not_be_there_and_must_be_up() {
+        let (mut facts, _folder) = facts();
+        device(&mut facts, 1420);
+        let kernel = facts.kernel.as_mut().unwrap();
+        kernel.bridge = Some(ObservedBridge {
+            marked: true,
+            up: true,
+            mtu: 1420,
+            addresses: BTreeSet::new(),
+            netfilter: None,
+        });
+        assert!(matches!(links(&facts), Ok(Outcome::Ok { .. })));
+        second_device(&mut facts);
+        assert!(matches!(links(&facts), Ok(Outcome::Ok { .. })));
+        facts.kernel.as_mut().unwrap().next.as_mut().unwrap().device.up = false;
+        assert!(matches!(links(&facts), Ok(Outcome::Warn { cause, .. }) if cause == "wgo1 is down"));
     }
 
     #[test]

@@ -1,6 +1,6 @@
 //! How the kernel is set, and what its tables hold.
 
-use wg_overlay_mesh::UnderlayLink;
+use wg_overlay_mesh::{DEVICE, NEXT_DEVICE};
 
 use super::{Facts, Outcome, fail, links::with_default_route, need, ok, skipped, warn};
 
@@ -45,19 +45,28 @@ pub(super) fn rp_filter(facts: &Facts) -> Found {
     };
     let all = of("all").unwrap_or(0);
     // net/ipv4: the larger of both counts (Documentation/networking/ip-sysctl.rst), and 2, loose, is the larger
-    let is_strict = |link: &&UnderlayLink| of(&link.name).unwrap_or(0).max(all) == 1;
-    let strict: Vec<_> =
-        with_default_route(kernel).into_iter().filter(is_strict).map(|l| l.name.clone()).collect();
-    Ok(match strict.as_slice() {
-        [] => ok("not strict on the links with a default route"),
+    let is_strict = |link: &&str| of(link).unwrap_or(0).max(all) == 1;
+    let devices = [kernel.device.as_ref().map(|_| DEVICE), kernel.next.as_ref().map(|_| NEXT_DEVICE)];
+    let devices: Vec<_> = devices.into_iter().flatten().filter(is_strict).collect();
+    let ways: Vec<_> =
+        with_default_route(kernel).into_iter().map(|link| link.name.as_str()).filter(is_strict).collect();
+    let mut causes = Vec::new();
+    if !devices.is_empty() {
+        let devices = devices.join(", ");
+        causes.push(format!("strict on {devices}: packets that come by it are dropped while a key rotates"));
+    }
+    if ways.len() > 1 {
+        let ways = ways.join(", ");
+        causes.push(format!(
+            "strict on {ways}: a peer's packets are dropped where the way back is another link"
+        ));
+    }
+    Ok(match ways.as_slice() {
+        _ if !causes.is_empty() => {
+            warn(causes.join("; "), "loose is enough: sysctl -w net.ipv4.conf.LINK.rp_filter=2")
+        }
         [one] => ok(format!("strict on {one}, the only link with a default route that is: no harm")),
-        several => warn(
-            format!(
-                "strict on {}: a peer's packets are dropped where the way back is another link",
-                several.join(", ")
-            ),
-            "loose is enough: sysctl -w net.ipv4.conf.LINK.rp_filter=2",
-        ),
+        _ => ok("not strict on our devices and the links with a default route"),
     })
 }
 
@@ -89,7 +98,7 @@ pub(super) fn conntrack(facts: &Facts) -> Found {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::doctor::facts::tests::{facts, link, put};
+    use crate::doctor::facts::tests::{device, facts, link, put, second_device};
 
     #[test]
     fn strict_filtering_warns_only_where_there_are_two_ways() {
@@ -100,6 +109,22 @@ mod tests {
         link(&mut facts, 3, "eth1", 1500);
         assert!(matches!(rp_filter(&facts), Ok(Outcome::Warn { .. })));
         put(&facts, "/proc/sys/net/ipv4/conf/eth0/rp_filter", "2\n");
+        assert!(matches!(rp_filter(&facts), Ok(Outcome::Ok { .. })));
+    }
+
+    #[test]
+    fn strict_filtering_warns_on_each_device_of_ours() {
+        let (mut facts, _folder) = facts();
+        put(&facts, "/proc/sys/net/ipv4/conf/all/rp_filter", "1\n");
+        assert!(matches!(rp_filter(&facts), Ok(Outcome::Ok { .. })));
+        device(&mut facts, 1420);
+        second_device(&mut facts);
+        assert!(matches!(rp_filter(&facts), Ok(Outcome::Warn { cause, .. }) if cause.contains("wgo0, wgo1")));
+        put(&facts, "/proc/sys/net/ipv4/conf/wgo0/rp_filter", "2\n");
+        assert!(
+            matches!(rp_filter(&facts), Ok(Outcome::Warn { cause, .. }) if cause.contains("strict on wgo1"))
+        );
+        put(&facts, "/proc/sys/net/ipv4/conf/wgo1/rp_filter", "2\n");
         assert!(matches!(rp_filter(&facts), Ok(Outcome::Ok { .. })));
     }
 

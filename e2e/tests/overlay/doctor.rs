@@ -42,6 +42,9 @@ fn broken() -> Result<()> {
         expect(node, "forwarding", "fail", || {
             node.exec("sh", ["-c", "echo 0 > /proc/sys/net/ipv4/conf/all/forwarding"]).map(drop)
         })?;
+        expect(node, "rp-filter", "warn", || {
+            node.exec("sh", ["-c", "echo 1 > /proc/sys/net/ipv4/conf/wgo0/rp_filter"]).map(drop)
+        })?;
         expect(node, "host-firewall", "fail", || {
             node.exec("nft", ["add table inet site; add chain inet site f { type filter hook forward priority 0; policy drop; }"])
                 .map(drop)
