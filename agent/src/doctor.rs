@@ -88,6 +88,7 @@ const CHECKS: &[Check] = &[
     Check { id: "br-netfilter", look: modules::br_netfilter },
     Check { id: "rp-filter", look: sysctls::rp_filter },
     Check { id: "conntrack", look: sysctls::conntrack },
+    Check { id: "neighbours", look: sysctls::neighbours },
     Check { id: "mtu", look: links::mtu },
     Check { id: "leftovers", look: links::leftovers },
     Check { id: "nft", look: firewall::nft },

@@ -95,10 +95,51 @@ pub(super) fn conntrack(facts: &Facts) -> Found {
     })
 }
 
+/// The kernel holds the neighbours of all links and network namespaces in one table of each family, and beyond `gc_thresh3`
+/// takes no new ones (Documentation/networking/ip-sysctl.rst): peers in a subnet of a link, each pod, and in it its gateway.
+pub(super) fn neighbours(facts: &Facts) -> Found {
+    let kernel = need(&facts.kernel)?;
+    let subnets = || kernel.underlay.links.values().flat_map(|link| &link.addresses);
+    let peers = kernel.peers.values().filter_map(|peer| Some(peer.endpoint?.ip()));
+    let peers: Vec<_> = peers.filter(|ip| subnets().any(|net| net.contains(ip))).collect();
+    let pods = facts.agent.as_ref().map(|status| status.pods.as_slice()).unwrap_or_default();
+    let (mut rows, mut cures) = (Vec::new(), Vec::new());
+    for (family, is_v6) in [("ipv4", false), ("ipv6", true)] {
+        let path = format!("net/{family}/neigh/default/gc_thresh3");
+        let Some(most) = facts.own.sysctl(&path).and_then(|text| text.parse::<u64>().ok()) else { continue };
+        let used = pods.iter().filter(|range| range.cidr.contains(':') == is_v6).map(|range| range.used);
+        let near = peers.iter().filter(|ip| ip.is_ipv6() == is_v6).map(|_| 1);
+        let needed = used.map(|n| n.saturating_mul(2)).chain(near).fold(0, u64::saturating_add);
+        let name = path.replace('/', ".");
+        if needed > most {
+            cures.push(format!("sysctl -w {name}={}", needed.saturating_mul(2)));
+        }
+        rows.push(format!("{needed}, and {name} is {most}"));
+    }
+    let found = format!("for peers in this node's subnets and for pods: {}", rows.join("; "));
+    Ok(if rows.is_empty() {
+        skipped("net.ipv4.neigh.default.gc_thresh3 is not readable here")
+    } else if cures.is_empty() {
+        ok(found)
+    } else {
+        warn(
+            format!("more neighbours than the kernel holds, {found}"),
+            format!("on the host: {}", cures.join("; ")),
+        )
+    })
+}
+
 #[cfg(test)]
 mod tests {
+    use std::net::SocketAddr;
+
+    use wg_overlay_mesh::{ObservedPeer, PublicKey};
+
     use super::*;
-    use crate::doctor::facts::tests::{device, facts, link, put, second_device};
+    use crate::{
+        doctor::facts::tests::{device, facts, link, put, second_device},
+        status::PodRange,
+    };
 
     #[test]
     fn strict_filtering_warns_only_where_there_are_two_ways() {
@@ -126,6 +167,33 @@ mod tests {
         );
         put(&facts, "/proc/sys/net/ipv4/conf/wgo1/rp_filter", "2\n");
         assert!(matches!(rp_filter(&facts), Ok(Outcome::Ok { .. })));
+    }
+
+    #[test]
+    fn more_neighbours_than_the_kernel_holds_warn() {
+        let (mut facts, _folder) = facts();
+        link(&mut facts, 2, "eth0", 1500);
+        assert!(matches!(neighbours(&facts), Ok(Outcome::Skipped { .. })));
+        put(&facts, "/proc/sys/net/ipv4/neigh/default/gc_thresh3", "3\n");
+        put(&facts, "/proc/sys/net/ipv6/neigh/default/gc_thresh3", "1024\n");
+        let mut peer = |n: u8, ip: &str| {
+            let endpoint = Some(SocketAddr::new(ip.parse().unwrap(), 51820));
+            let kernel = facts.kernel.as_mut().unwrap();
+            let eth0 = kernel.underlay.links.get_mut(&2).unwrap();
+            eth0.addresses.insert("192.0.2.1/24".parse().unwrap());
+            let peer = ObservedPeer { endpoint, ..ObservedPeer::default() };
+            kernel.peers.insert(PublicKey::from_bytes([n; 32]).unwrap(), peer);
+            neighbours(&facts)
+        };
+        assert!(matches!(peer(2, "192.0.2.2"), Ok(Outcome::Ok { .. })));
+        assert!(matches!(peer(3, "198.51.100.3"), Ok(Outcome::Ok { .. })));
+        assert!(matches!(peer(4, "192.0.2.4"), Ok(Outcome::Ok { .. })));
+        let pods = PodRange { cidr: "10.244.1.0/24".into(), used: 1, capacity: None };
+        facts.agent.as_mut().unwrap().pods = vec![pods];
+        assert!(matches!(
+            neighbours(&facts),
+            Ok(Outcome::Warn { cause, cure }) if cause.contains("4, and net.ipv4") && cure.contains("gc_thresh3=8")
+        ));
     }
 
     #[test]
