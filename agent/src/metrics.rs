@@ -8,7 +8,7 @@ use prometheus_client::{
     registry::Registry,
 };
 
-use crate::status::Status;
+use crate::{rotation::RotationStatus, status::Status};
 
 /// What is counted from the agent's start.
 #[derive(Debug, Clone, Default)]
@@ -85,8 +85,25 @@ fn node_metrics(registry: &mut Registry, status: &Status) {
         std::iter::once(row("used", range.used)).chain(free)
     });
     gauges(registry, "ipam_addresses", "Pod addresses of this node", addresses);
+    rotation_metrics(registry, &status.rotation);
     let drops = status.guard.drops.iter().map(|(reason, n)| (vec![("reason", reason.clone())], *n));
     counters(registry, "dropped_packets", "Packets that the guards dropped", drops);
+}
+
+fn rotation_metrics(registry: &mut Registry, rotation: &RotationStatus) {
+    let since = i64::try_from(rotation.key_since).unwrap_or(i64::MAX);
+    let help = "When this node's key became its device's";
+    gauges(registry, "last_key_change_timestamp_seconds", help, [(vec![], since)]);
+    let rotates = rotation.phase.is_some().into();
+    gauges(
+        registry,
+        "key_rotation_in_progress",
+        "Whether this node's key is being changed",
+        [(vec![], rotates)],
+    );
+    let results = [("ok", rotation.changed), ("given_up", rotation.given_up)];
+    let results = results.map(|(result, n)| (vec![("result", result.to_owned())], n));
+    counters(registry, "key_rotations", "Changes of this node's key by result", results);
 }
 
 fn reconcile_metrics(registry: &mut Registry, counted: &Counters) {
@@ -182,6 +199,12 @@ mod tests {
     fn the_documented_names_are_there() {
         let mut status = Status::new("w", true);
         status.peers = vec![peer(1)];
+        status.rotation = RotationStatus {
+            phase: Some("away".into()),
+            key_since: 1_700_000_000,
+            given_up: 2,
+            ..RotationStatus::default()
+        };
         let counted = Counters {
             reconciles: BTreeMap::from([("ok", 2)]),
             kernel_changes: BTreeMap::from([(("peer", "set"), 1)]),
@@ -194,6 +217,10 @@ mod tests {
             "wg_overlay_kernel_changes_total{object=\"peer\",operation=\"set\"} 1",
             "wg_overlay_peer_receive_bytes_total{node=\"n1\"} 7",
             "wg_overlay_last_reconcile_success_timestamp_seconds 0.0",
+            "wg_overlay_last_key_change_timestamp_seconds{} 1700000000",
+            "wg_overlay_key_rotation_in_progress{} 1",
+            "wg_overlay_key_rotations_total{result=\"ok\"} 0",
+            "wg_overlay_key_rotations_total{result=\"given_up\"} 2",
         ] {
             assert!(text.contains(line), "{line} is not in:\n{text}");
         }

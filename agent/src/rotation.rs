@@ -8,7 +8,7 @@ mod probe;
 use std::{
     collections::BTreeSet,
     io,
-    time::{Duration, Instant, SystemTime},
+    time::{Duration, Instant, SystemTime, UNIX_EPOCH},
 };
 
 use serde::{Deserialize, Serialize};
@@ -39,16 +39,20 @@ const PROBES: usize = 64;
 
 /// A rotation as the status tells it.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "camelCase")]
+#[serde(rename_all = "camelCase", default)]
 pub struct RotationStatus {
     /// `away` while pairs move to the second devices, `back` while they return; absent when none is under way.
     pub phase: Option<String>,
     /// The Nodes it waits for.
     pub waiting_for: Vec<String>,
-    /// Seconds since the key became the device's.
-    pub key_age_seconds: u64,
+    /// When the key became the device's, in seconds since the epoch.
+    pub key_since: u64,
     /// What became of the last one, since the agent's start.
     pub last: Option<String>,
+    /// How many have changed the key since the agent's start.
+    pub changed: u64,
+    /// How many were given up since then.
+    pub given_up: u64,
 }
 
 /// The keys, and how far their change has come.
@@ -66,7 +70,8 @@ pub struct Rotator {
     drains: Option<Instant>,
     waiting: BTreeSet<String>,
     given_up: Option<Instant>,
-    last: Option<String>,
+    /// How the rotations before this one ended; nothing else of it.
+    ended: RotationStatus,
 }
 
 /// Why a rotation can't begin.
@@ -106,7 +111,7 @@ impl Rotator {
             drains: None,
             waiting: BTreeSet::new(),
             given_up: None,
-            last: None,
+            ended: RotationStatus::default(),
         }
     }
 
@@ -186,28 +191,30 @@ impl Rotator {
         }
         let mut keys = self.keys.clone();
         keys.rotation = (phase == Rotation::Away).then_some(Rotation::Back);
-        let last = match (phase, &keys.next) {
+        let mut ended = self.ended.clone();
+        match (phase, &keys.next) {
             (Rotation::Away, _) if given_up => {
                 let names = self.waiting.iter().cloned().collect::<Vec<_>>().join(", ");
                 warn!(waiting_for = names, "the change of the key is given up");
                 self.given_up = Some(Instant::now());
-                Some(format!("given up: {names} did not follow within {} s", LIMIT.as_secs()))
+                ended.given_up += 1;
+                ended.last = Some(format!("given up: {names} did not follow within {} s", LIMIT.as_secs()));
             }
             (Rotation::Away, Some(next)) => {
                 info!("all pairs speak by the second devices: the first one gets the next key");
                 keys.key = next.clone();
                 keys.since = SystemTime::now();
-                Some("the key has changed".to_owned())
+                ended.changed += 1;
+                ended.last = Some("the key has changed".to_owned());
             }
             _ => {
                 info!("all pairs are back on the first devices");
                 // spent in any case: the next rotation must not find its sessions
                 keys.next = Some(keys.key.clone());
-                None
             }
-        };
+        }
         self.turn(keys)?;
-        self.last = last.or(self.last.take());
+        self.ended = ended;
         Ok(true)
     }
 
@@ -309,8 +316,8 @@ impl Rotator {
         RotationStatus {
             phase: self.keys.rotation.map(|rotation| rotation.to_string()),
             waiting_for: self.waiting.iter().cloned().collect(),
-            key_age_seconds: self.keys.since.elapsed().unwrap_or_default().as_secs(),
-            last: self.last.clone(),
+            key_since: self.keys.since.duration_since(UNIX_EPOCH).unwrap_or_default().as_secs(),
+            ..self.ended.clone()
         }
     }
 }

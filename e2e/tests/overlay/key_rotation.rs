@@ -8,10 +8,15 @@ use wg_overlay_e2e::lab::{Lab, Node, Pace, Pod, Prober, eventually, product};
 use wg_overlay_e2e::suite::Case;
 
 use crate::cluster::{PATIENCE, await_peers, pods, status, with_agents};
-use crate::look::{create_node, ensure_lossless, key_of, made_up, made_up_key, wg_overlay};
+use crate::look::{create_node, ensure_lossless, key_of, made_up, made_up_key, metric, wg_overlay};
 
 const NEXT_KEY: &str = "wg-overlay.io/next-public-key";
 const ROTATION: &str = "wg-overlay.io/rotation";
+
+const SINCE: &str = "wg_overlay_last_key_change_timestamp_seconds";
+const IN_PROGRESS: &str = "wg_overlay_key_rotation_in_progress";
+const OK: &str = "wg_overlay_key_rotations_total{result=\"ok\"}";
+const GIVEN_UP: &str = "wg_overlay_key_rotations_total{result=\"given_up\"}";
 
 /// A node that is down is waited for, and a schedule has no shorter interval: a minute each.
 const LONG: Duration = Duration::from_secs(240);
@@ -37,6 +42,7 @@ pub fn waiting_cases() -> Vec<Case> {
 
 fn on_command() -> Result<()> {
     under_traffic(3, |lab, all, prober| {
+        let since = metric(lab.node(1)?, SINCE)?;
         for _ in 0..2 {
             let (first, second) = (lab.node(1)?, lab.node(2)?);
             let before = key_of(lab, "n1")?;
@@ -50,6 +56,10 @@ fn on_command() -> Result<()> {
             ensure_gone(lab, &before)?;
         }
         ensure_lossless(prober, "a key changes twice")?;
+        let told = |series| metric(lab.node(1)?, series);
+        let counted = (told(OK)?, told(GIVEN_UP)?, told(IN_PROGRESS)?);
+        ensure!(counted == (2.0, 0.0, 0.0), "the metrics tell of {counted:?}");
+        ensure!(told(SINCE)? > since, "the metrics tell of a key since {}", told(SINCE)?);
         let said = wg_overlay(lab.node(3)?, &["rotate-key"])?;
         ensure!(
             said.code == Some(0) && said.out.ends_with(&format!("the key is {} now\n", key_of(lab, "n3")?)),
@@ -87,6 +97,7 @@ fn restarted() -> Result<()> {
         second.kill_agent()?;
         begin(first)?;
         await_phase(first, "away", "n2")?;
+        ensure!(metric(first, IN_PROGRESS)? == 1.0, "the metrics tell of no rotation");
         await_handshake(lab.node(3)?, &lab.api().annotation("n1", NEXT_KEY)?.unwrap_or_default())?;
         first.kill_agent()?;
         first.start_agent(&[])?;
