@@ -11,7 +11,6 @@ use std::{
 };
 
 use ipnet::IpNet;
-use tokio::task::spawn_blocking;
 use wg_overlay_mesh::{Link, ObservedState, PublicKey};
 
 use self::observe::{blocking, firewall};
@@ -159,12 +158,19 @@ impl Host {
 
     /// Makes the kernel forward the families in use between our links and the others, as far as it can be written.
     /// Gives what is still wrong, in words, with the cure. Call it when our links exist.
-    pub async fn ensure_forwarding(&mut self, ipv4: bool, ipv6: bool) -> Vec<sysctl::Shortcoming> {
+    ///
+    /// # Errors
+    /// [`HostError::Read`] where that could not be found out.
+    pub async fn ensure_forwarding(
+        &mut self,
+        ipv4: bool,
+        ipv6: bool,
+    ) -> Result<Vec<sysctl::Shortcoming>, HostError> {
         let netlink = Arc::clone(&self.netlink);
         let links = self.router_advertised.clone();
         let next = self.cache.indexes.contains_key(&Link::Next);
-        let work = move || sysctl::ensure_forwarding(&mut lock(&netlink), ipv4, ipv6, next, &links);
-        spawn_blocking(work).await.unwrap_or_default()
+        let work = move || Ok(sysctl::ensure_forwarding(&mut lock(&netlink), ipv4, ipv6, next, &links));
+        blocking("the host's settings", work).await
     }
 }
 

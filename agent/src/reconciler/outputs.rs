@@ -71,8 +71,10 @@ impl Reconciler {
     pub(super) async fn check_host(&mut self) {
         let v4 = self.local_family(false);
         let v6 = self.local_family(true);
-        let mut problems: Vec<String> =
-            self.host.ensure_forwarding(v4, v6).await.iter().map(ToString::to_string).collect();
+        let mut problems: Vec<String> = match self.host.ensure_forwarding(v4, v6).await {
+            Ok(shortcomings) => shortcomings.iter().map(ToString::to_string).collect(),
+            Err(error) => vec![chain(&error)],
+        };
         problems.extend(self.host.warnings());
         let observed = self.host.observed();
         if observed.bridge.as_ref().is_some_and(|b| b.netfilter.is_none()) {

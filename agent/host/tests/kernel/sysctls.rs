@@ -30,14 +30,14 @@ fn on() {
             "echo 0 > /proc/sys/net/ipv4/conf/all/forwarding; echo 0 > /proc/sys/net/ipv6/conf/all/forwarding",
         );
         node.converge(Scope::ALL).await;
-        assert_eq!(node.host.ensure_forwarding(true, true).await, []);
+        assert_eq!(node.host.ensure_forwarding(true, true).await.unwrap(), []);
         for what in ["ipv4/conf/all", "ipv4/conf/wgo0", "ipv4/conf/wgobr0", "ipv6/conf/all"] {
             assert_eq!(forwarding(what), "1", "{what}");
         }
         sh(
             "echo 0 > /proc/sys/net/ipv4/conf/wgobr0/forwarding; echo 1 > /proc/sys/net/ipv4/conf/wgo0/rp_filter",
         );
-        assert_eq!(node.host.ensure_forwarding(true, true).await, []);
+        assert_eq!(node.host.ensure_forwarding(true, true).await.unwrap(), []);
         assert_eq!(forwarding("ipv4/conf/wgobr0"), "1");
         assert_eq!(rp_filter(), "2", "loose, for what comes by the other device while a key rotates");
     });
@@ -49,7 +49,7 @@ fn advertised() {
         sh("echo 0 > /proc/sys/net/ipv6/conf/all/forwarding; echo 1 > /proc/sys/net/ipv6/conf/eth0/accept_ra;
             echo 1 > /proc/sys/net/ipv6/conf/eth1/accept_ra; ip -6 route add default via fe80::1 dev eth0 proto ra");
         node.converge(Scope::ALL).await;
-        assert_eq!(node.host.ensure_forwarding(false, true).await, []);
+        assert_eq!(node.host.ensure_forwarding(false, true).await.unwrap(), []);
         assert_eq!(sh("cat /proc/sys/net/ipv6/conf/eth0/accept_ra").trim(), "2");
         assert_eq!(
             sh("cat /proc/sys/net/ipv6/conf/eth1/accept_ra").trim(),
@@ -71,7 +71,7 @@ fn read_only() {
             echo 1 > /proc/sys/net/ipv4/conf/wgo0/rp_filter",
         );
         protect_proc_sys();
-        let wrong = node.host.ensure_forwarding(true, true).await;
+        let wrong = node.host.ensure_forwarding(true, true).await.unwrap();
         let sysctls: Vec<&str> = wrong.iter().map(|wrong| wrong.sysctl.as_str()).collect();
         assert_eq!(sysctls, ["net.ipv4.conf.all.forwarding", "net.ipv6.conf.eth0.accept_ra"]);
         assert!(wrong[0].to_string().contains("sysctl -w net.ipv4.conf.all.forwarding=1"), "{}", wrong[0]);
@@ -107,7 +107,7 @@ fn pod() {
             echo 1 > /proc/sys/net/ipv6/conf/eth0/accept_ra; ip -6 route add default via fe80::1 dev eth0 proto ra");
         node.converge(Scope::ALL).await;
         protect_proc_sys();
-        assert_eq!(node.host.ensure_forwarding(true, true).await, []);
+        assert_eq!(node.host.ensure_forwarding(true, true).await.unwrap(), []);
         for what in ["ipv4/conf/all", "ipv4/conf/wgo0", "ipv6/conf/all"] {
             assert_eq!(forwarding(what), "1", "{what}");
         }
