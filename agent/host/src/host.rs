@@ -13,7 +13,7 @@ use std::{
 use ipnet::IpNet;
 use wg_overlay_mesh::{Link, ObservedState, PublicKey};
 
-use self::observe::{blocking, firewall};
+use self::observe::{blocking, firewall, read_routes};
 use crate::{
     DeviceMode, DeviceProgram, Events, HostError, Nft, PrivateKey, Scope, cache::Cache, events::OwnPorts,
     netlink::Netlink, sysctl, wireguard,
@@ -88,13 +88,17 @@ impl Host {
     pub async fn observe(&mut self, scope: Scope) -> Result<&ObservedState, HostError> {
         self.stale = self.stale.union(scope);
         if self.stale.network {
-            self.observe_network().await?;
-            self.stale.network = false;
+            self.observe_links().await?;
         }
-        if self.stale.wireguard {
-            self.observe_wireguard().await?;
-            self.stale.wireguard = false;
+        // at once, since both may be long
+        let Scope { network, wireguard, .. } = self.stale;
+        let routes = async { if network { read_routes().await.map(Some) } else { Ok(None) } };
+        let peers = async { if wireguard { self.observe_wireguard().await } else { Ok(()) } };
+        let (routes, ()) = tokio::try_join!(routes, peers)?;
+        if let Some(routes) = routes {
+            self.take_routes(routes);
         }
+        self.stale = Scope { network: false, wireguard: false, ..self.stale };
         if self.stale.firewall {
             self.observe_firewall().await?;
             self.stale.firewall = false;

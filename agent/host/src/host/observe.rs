@@ -29,9 +29,8 @@ impl Host {
         Ok(())
     }
 
-    pub(super) async fn observe_network(&mut self) -> Result<(), HostError> {
-        self.observe_links().await?;
-        let found = blocking("routes", routes::read).await?;
+    /// Takes what [`read_routes`] found after the links.
+    pub(super) fn take_routes(&mut self, found: Vec<FoundRoute>) {
         let links = &self.cache.state.underlay.links;
         let advertised =
             found.iter().filter(|r| r.protocol == RouteProtocol::Ra && r.destination.prefix_len() == 0);
@@ -49,7 +48,6 @@ impl Host {
         self.cache.state.routes =
             own.tunnel.into_iter().map(|route| (route.destination, observed(route))).collect();
         self.cache.state.unreachable = own.unreachable;
-        Ok(())
     }
 
     /// Reads links and addresses. A device that is not the one known so far has its settings read next.
@@ -147,6 +145,11 @@ fn implementation(device: Link, link: &FoundLink) -> Result<Implementation, Host
         }
         kind => Err(HostError::ForeignLink { name, kind: kind.to_owned(), expected: "wireguard or tun" }),
     }
+}
+
+/// Every route of the host.
+pub(super) async fn read_routes() -> Result<Vec<FoundRoute>, HostError> {
+    blocking("routes", routes::read).await
 }
 
 /// Runs a reading that blocks on a thread for such.
