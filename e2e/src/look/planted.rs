@@ -21,6 +21,19 @@ pub fn plant(lab: &Lab, prober: &mut Prober, from: &Pod, to: &Pod) -> Result<u64
         add rule inet planted c ip saddr {} ip daddr {} udp dport 7007 counter name dropped drop",
         pair.0, pair.1
     );
+    // A dropped packet is one pod's question, or its answer to the other's.
+    let mut between = |sum: fn(&PairReport) -> u64| -> Result<Vec<u64>> {
+        let of_pair = |report: &&PairReport| {
+            [pair.0, pair.1].contains(&report.target)
+                && [from, to].iter().any(|pod| pod.to_string() == report.from)
+        };
+        Ok(prober.report()?.iter().filter(of_pair).map(sum).collect())
+    };
+    eventually(PATIENCE, "no packet from before the last reset is under way", || {
+        let received = between(|report| report.received)?;
+        ensure!(received.iter().all(|received| *received > 0), "{received:?}");
+        Ok(())
+    })?;
     node.exec("nft", [&rule])?;
     eventually(PATIENCE, "the planted rule drops packets", || {
         let dropped = dropped(node)?;
@@ -31,14 +44,7 @@ pub fn plant(lab: &Lab, prober: &mut Prober, from: &Pod, to: &Pod) -> Result<u64
     let dropped = dropped(node)?;
     node.exec("nft", ["delete table inet planted"])?;
     eventually(PATIENCE, "the planted loss is counted", || {
-        // A dropped packet is one pod's question, or its answer to the other's.
-        let of_pair = |report: &&PairReport| [pair.0, pair.1].contains(&report.target);
-        let report = prober.report()?;
-        let between = report
-            .iter()
-            .filter(of_pair)
-            .filter(|report| [from, to].iter().any(|pod| pod.to_string() == report.from));
-        let lost: u64 = between.map(|report| report.lost).sum();
+        let lost: u64 = between(|report| report.lost)?.iter().sum();
         ensure!(lost == dropped, "{dropped} were dropped, {lost} are counted as lost");
         Ok(dropped)
     })

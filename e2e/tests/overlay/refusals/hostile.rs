@@ -66,17 +66,16 @@ fn robbed(claim: impl FnOnce(&Lab) -> Result<Value>, reason: &str) -> Result<()>
         // Without it the claim alone decides.
         thief["metadata"]["annotations"].as_object_mut().context("no annotations")?.remove(OVERLAY_IPS);
         merge(&mut thief, &claim(lab)?);
-        let created =
-            |name: &str| lab.api().node(name).map(|n| n["metadata"]["creationTimestamp"].to_string());
         // Kubernetes counts whole seconds.
-        eventually(PATIENCE, "the thief is younger than the honest Node", || {
-            create_node(lab, &thief)?;
-            if created("n2")? < created(THIEF)? {
-                return Ok(());
-            }
-            lab.api().delete_node(THIEF)?;
-            anyhow::bail!("both are of {}", created("n2")?)
+        eventually(PATIENCE, "a new Node is younger than the honest one", || {
+            let now = lab.api().create("/api/v1/nodes", &json!({ "metadata": { "name": "clock" } }))?;
+            lab.api().delete_node("clock")?;
+            let honest = lab.api().node("n2")?;
+            let [honest, now] = [&honest, &now].map(|node| node["metadata"]["creationTimestamp"].to_string());
+            ensure!(honest < now, "both are of {now}");
+            Ok(())
         })?;
+        create_node(lab, &thief)?;
         let first = lab.node(1)?;
         let held = |when: &str| still_held(lab, first, &thief, reason).with_context(|| when.to_owned());
         held("at once")?;
