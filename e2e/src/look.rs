@@ -10,5 +10,6 @@ pub mod kernel;
 mod node;
 pub mod peers;
 pub mod planted;
+pub mod rotation;
 
 pub use node::*;

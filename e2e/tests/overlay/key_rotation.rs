@@ -3,15 +3,13 @@
 use std::time::Duration;
 
 use anyhow::{Result, ensure};
-use serde_json::{Value, json};
+use serde_json::json;
 use wg_overlay_e2e::lab::{Lab, Node, Pace, Pod, Prober, eventually, product};
 use wg_overlay_e2e::suite::Case;
 
 use crate::cluster::{PATIENCE, await_peers, pods, status, with_agents};
+use crate::look::rotation::{NEXT_KEY, await_end};
 use crate::look::{create_node, ensure_lossless, key_of, made_up, made_up_key, metric, wg_overlay};
-
-const NEXT_KEY: &str = "wg-overlay.io/next-public-key";
-const ROTATION: &str = "wg-overlay.io/rotation";
 
 const SINCE: &str = "wg_overlay_last_key_change_timestamp_seconds";
 const IN_PROGRESS: &str = "wg_overlay_key_rotation_in_progress";
@@ -197,25 +195,6 @@ fn await_phase(node: &Node, phase: &str, waits_for: &str) -> Result<()> {
     eventually(PATIENCE, &format!("{} is {phase} and waits for {waits_for}", node.name()), || {
         let rotation = &status(node)?["rotation"];
         ensure!(rotation["phase"] == phase && rotation["waitingFor"] == json!([waits_for]), "{rotation}");
-        Ok(())
-    })
-}
-
-/// Waits until no key changes any more, no node has a second device, and each publishes a next key that is not its key.
-fn await_end(lab: &Lab, patience: Duration) -> Result<()> {
-    eventually(patience, "no key changes any more", || {
-        for node in lab.nodes() {
-            let name = node.name();
-            let rotation = &status(node)?["rotation"];
-            ensure!(rotation["phase"] == Value::Null, "{name}: {rotation}");
-            ensure!(lab.api().annotation(name, ROTATION)?.is_none(), "{name} says that its key changes");
-            ensure!(node.exec("ip", ["link", "show", "wgo1"]).is_err(), "{name} has a second device");
-            let next = lab.api().annotation(name, NEXT_KEY)?;
-            ensure!(
-                next.is_some_and(|next| key_of(lab, name).is_ok_and(|key| key != next)),
-                "{name}: the next key is its key"
-            );
-        }
         Ok(())
     })
 }

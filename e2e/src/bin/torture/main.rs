@@ -13,6 +13,7 @@ mod flap;
 mod kernel;
 mod kills;
 mod report;
+mod rotation;
 mod run;
 mod traffic;
 
@@ -33,11 +34,12 @@ use run::Run;
 #[derive(Parser)]
 #[command(after_help = "\
 Parts:
-  kills   agents killed with -9 at any moment, also in their start and in the midst of plans
-  churn   nodes join, leave, change address, PodCIDR, key and name
-  kernel  somebody else deletes and changes links, addresses, routes, peers, nftables
-  api     the API server is gone, slow, answers 429, 410, 500, half or nothing, and Nodes change meanwhile
-  flap    one Node changes ten times a second for 20 s
+  kills     agents killed with -9 at any moment, also in their start and in the midst of plans
+  churn     nodes join, leave, change address, PodCIDR, key and name
+  kernel    somebody else deletes and changes links, addresses, routes, peers, nftables
+  api       the API server is gone, slow, answers 429, 410, 500, half or nothing, and Nodes change meanwhile
+  flap      one Node changes ten times a second for 20 s
+  rotation  keys change by `wg-overlay rotate-key`, some at once, while agents are killed, stopped and frozen
 
 Examples:
   make torture                                       ten minutes, all parts
@@ -76,13 +78,14 @@ enum Part {
     Kernel,
     Api,
     Flap,
+    Rotation,
 }
 
 impl Part {
     /// Its share of the time.
     fn weight(self) -> f64 {
         match self {
-            Self::Kills | Self::Api => 2.0,
+            Self::Kills | Self::Api | Self::Rotation => 2.0,
             Self::Churn => 3.0,
             Self::Kernel => 1.5,
             Self::Flap => 1.0,
@@ -96,6 +99,7 @@ impl Part {
             Self::Kernel => kernel::run(run),
             Self::Api => api::run(run),
             Self::Flap => flap::run(run),
+            Self::Rotation => rotation::run(run),
         }
     }
 }
