@@ -267,6 +267,9 @@ impl Reconciler {
         if full {
             plan.steps.extend(self.last.renewed.due(&self.host, &decision.desired, Instant::now()));
         }
+        if !followed {
+            self.host.adopt_endpoints(&decision.desired);
+        }
         let failed = self.apply(&plan).await;
         let turned = self.turn_keys();
         self.last.carried_out = failed.is_empty() && !self.host.is_stale();

@@ -7,8 +7,8 @@ use std::{
 
 use ipnet::IpNet;
 use wg_overlay_mesh::{
-    HostChainState, Link, ObservedDevice, ObservedFirewall, ObservedNext, ObservedPeer, ObservedRoute,
-    ObservedState, PORT_RULESET, PeerChange, PublicKey, Step,
+    DesiredState, HostChainState, Link, ObservedDevice, ObservedFirewall, ObservedNext, ObservedPeer,
+    ObservedRoute, ObservedState, PORT_RULESET, PeerChange, PublicKey, Step,
 };
 
 use crate::wireguard::Settings;
@@ -232,6 +232,18 @@ impl Cache {
         }
         self.owners.insert(link, owners);
         self.changed.extend(changed);
+    }
+
+    /// Takes what is advertised of peers that were found for written: what is advertised after it is news.
+    pub(crate) fn adopt_endpoints(&mut self, desired: &DesiredState) {
+        let next = self.state.next.iter_mut().zip(&desired.next);
+        let next = next.map(|(found, wanted)| (&mut found.peers, &wanted.peers));
+        for (found, wanted) in std::iter::once((&mut self.state.peers, &desired.peers)).chain(next) {
+            for (key, peer) in found.iter_mut().filter(|(_, peer)| peer.written_endpoint.is_none()) {
+                let wanted = wanted.get(key).and_then(|wanted| wanted.endpoint);
+                peer.written_endpoint = wanted.map(|(endpoint, _)| endpoint);
+            }
+        }
     }
 
     fn change(&mut self, link: Link, with: impl FnOnce(FoundLink<'_>)) {

@@ -11,7 +11,7 @@ use std::{
 };
 
 use ipnet::IpNet;
-use wg_overlay_mesh::{Link, ObservedState, PublicKey};
+use wg_overlay_mesh::{DesiredState, Link, ObservedState, PublicKey};
 
 use self::observe::{blocking, firewall, read_routes};
 use crate::{
@@ -114,6 +114,12 @@ impl Host {
     /// The peers that changed since this was asked last, by us or others, in anything but traffic and handshakes.
     pub fn take_changed_peers(&mut self) -> BTreeSet<PublicKey> {
         std::mem::take(&mut self.cache.changed)
+    }
+
+    /// Remembers what is advertised of the peers that an earlier agent wrote, so that what is advertised next is written though
+    /// they have a session.
+    pub fn adopt_endpoints(&mut self, desired: &DesiredState) {
+        self.cache.adopt_endpoints(desired);
     }
 
     /// Whether something must be read before the next plan: after a step that failed, or had a side effect.

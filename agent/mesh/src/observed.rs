@@ -105,7 +105,7 @@ pub struct ObservedBridge {
 pub struct ObservedPeer {
     /// Where the kernel sends to: it follows the peer (roaming).
     pub endpoint: Option<SocketAddr>,
-    /// The endpoint that this agent wrote last, if it wrote one since its start.
+    /// The advertised endpoint that this agent wrote last, or let be where it found the peer at its start.
     pub written_endpoint: Option<SocketAddr>,
     /// Its allowed IPs.
     pub allowed_ips: IpNets,

@@ -7,7 +7,7 @@ use serde_json::{Value, json};
 use wg_overlay_e2e::lab::{Lab, LabConfig, Node, eventually};
 use wg_overlay_e2e::suite::Case;
 
-use crate::cluster::{PATIENCE, ping_all, pods, with_agents, with_config};
+use crate::cluster::{PATIENCE, await_peers, ping_all, pods, with_agents, with_config};
 use crate::look::{
     ENDPOINT, await_peer, await_rounds, ensure_ready, hosts, key_of, metric, plan, shown, wg_overlay,
 };
@@ -20,6 +20,7 @@ pub fn cases() -> Vec<Case> {
         Case::new("an_unresolved_name_is_said_and_makes_nobody_unready", needs, unresolved),
         Case::new("an_external_address_is_used_where_no_internal_one_can_be", needs, external),
         Case::new("a_roaming_peer_is_followed_and_left_alone", needs, roaming),
+        Case::new("a_restarted_agent_follows_a_new_address_at_once", needs, restarted),
     ]
 }
 
@@ -182,6 +183,23 @@ fn roaming() -> Result<()> {
             json!({ "status": { "addresses": [{ "type": "InternalIP", "address": "172.30.0.213" }] } });
         lab.api().patch_status("n2", &advertised)?;
         await_peer(first, &key, "a newly advertised one is written", |peer| {
+            peer.endpoint == "172.30.0.213:51820"
+        })
+    })
+}
+
+/// The session of before is no reason to stay at the old address: the peer is not there any more, and may have nothing to say.
+fn restarted() -> Result<()> {
+    with_agents(2, |lab| {
+        ping_all(&pods(lab)?)?;
+        let first = lab.node(1)?;
+        first.kill_agent()?;
+        first.start_agent(&[])?;
+        await_peers(first, 1)?;
+        let advertised: Value =
+            json!({ "status": { "addresses": [{ "type": "InternalIP", "address": "172.30.0.213" }] } });
+        lab.api().patch_status("n2", &advertised)?;
+        await_peer(first, &key_of(lab, "n2")?, "the new address is written", |peer| {
             peer.endpoint == "172.30.0.213:51820"
         })
     })
