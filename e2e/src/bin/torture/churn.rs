@@ -43,7 +43,12 @@ pub fn run(run: &mut Run) -> Result<()> {
         }
         let differing = members.settle(lab)?;
         let peers = u64::try_from(members.up() * (members.up() - 1))?;
-        let story = format!("{moves} changes of {} of {} nodes", movers.len(), lab.nodes().len());
+        let story = format!(
+            "{moves} changes of {} of {} nodes, {} rotations of a key among them",
+            movers.len(),
+            lab.nodes().len(),
+            members.rotations
+        );
         for (item, found) in [
             ("stale peers and routes in the end", differing.stale),
             ("missing or wrong peers and routes in the end", [differing.missing, differing.wrong].concat()),

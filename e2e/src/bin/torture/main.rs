@@ -35,7 +35,7 @@ use run::Run;
 #[command(after_help = "\
 Parts:
   kills     agents killed with -9 at any moment, also in their start and in the midst of plans
-  churn     nodes join, leave, change address, PodCIDR, key and name
+  churn     nodes join, leave, rotate their key, change address, PodCIDR, key and name
   kernel    somebody else deletes and changes links, addresses, routes, peers, nftables
   api       the API server is gone, slow, answers 429, 410, 500, half or nothing, and Nodes change meanwhile
   flap      one Node changes ten times a second for 20 s

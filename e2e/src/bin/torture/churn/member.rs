@@ -2,21 +2,28 @@
 
 use std::fs;
 use std::io::ErrorKind;
+use std::time::Duration;
 
 use anyhow::{Context as _, Result, ensure};
 use serde_json::{Value, json};
 use wg_overlay_e2e::lab::{Lab, Node, eventually_every};
 use wg_overlay_e2e::look::converged::PATIENCE;
-use wg_overlay_e2e::look::create_node;
 use wg_overlay_e2e::look::peers::{Difference, difference, wanted};
+use wg_overlay_e2e::look::{create_node, wg_overlay};
 
 use crate::run::Run;
 
 /// Last parts of underlay addresses, and numbers of PodCIDRs, that no node of the lab begins with.
 const FREE: std::ops::RangeInclusive<u8> = 100..=250;
 
+/// An agent that was gone while a peer's address changed leaves the old one while their session lasts, three minutes: it
+/// can't tell it from one that the peer roamed to.
+const SETTLED: Duration = Duration::from_secs(240);
+
 /// All nodes, in the lab's order.
 pub struct Members {
+    /// How many rotations have begun.
+    pub rotations: u32,
     all: Vec<Member>,
     renamed: u32,
 }
@@ -35,7 +42,7 @@ struct Member {
 impl Members {
     pub fn new(lab: &Lab) -> Self {
         let member = |node: &Node| Member { name: node.name().to_owned(), cidr: None, host: None, up: true };
-        Self { all: lab.nodes().iter().map(member).collect(), renamed: 0 }
+        Self { all: lab.nodes().iter().map(member).collect(), rotations: 0, renamed: 0 }
     }
 
     /// One change of one node.
@@ -49,7 +56,7 @@ impl Members {
             member.up = true;
             return node.start_agent(&[]);
         }
-        match run.random.u8(..5) {
+        match run.random.u8(..6) {
             0 => {
                 end_agent(run, node)?;
                 lab.api().delete_node(&member.name)?;
@@ -73,6 +80,11 @@ impl Members {
                     other => other.context("remove the key")?,
                 }
                 node.start_agent(&[])?;
+            }
+            4 => {
+                // while it starts, or another rotates, it may not
+                let said = wg_overlay(node, &["rotate-key", "--no-wait"])?;
+                self.rotations += u32::from(said.code == Some(0));
             }
             _ => {
                 end_agent(run, node)?;
@@ -112,12 +124,13 @@ impl Members {
                 last.stale.extend(on(found.stale));
                 last.missing.extend(on(found.missing));
                 last.wrong.extend(on(found.wrong));
+                let second = node.exec("ip", ["link", "show", "wgo1"]);
+                last.stale.extend(second.ok().map(|_| format!("{}: the second device", member.name)));
             }
             ensure!(last.count() == 0, "{last}");
             Ok(())
         };
-        let settled =
-            eventually_every(PATIENCE / 60, PATIENCE, "every node's peers are the Nodes", &mut look);
+        let settled = eventually_every(PATIENCE / 60, SETTLED, "every node's peers are the Nodes", &mut look);
         if last.count() == 0 {
             settled?;
         }
