@@ -3,6 +3,7 @@
 //! Input: the Nodes, the kernel's events, names' answers, a timer. Output: the kernel, the Node's annotations, this
 //! boot's mark, Events, and an answer for whoever asks. All state that decisions need is in here; the rest asks.
 
+mod apply;
 mod inputs;
 mod keys;
 mod outputs;
@@ -24,10 +25,10 @@ use tokio::{
     sync::mpsc,
     time::{Instant as Deadline, MissedTickBehavior, interval, sleep, sleep_until},
 };
-use tracing::{debug, error, info, warn};
+use tracing::{error, info, warn};
 use wg_overlay_cni::Network;
 use wg_overlay_host::{Change, Host, Scope};
-use wg_overlay_mesh::{Changes, Local, LocalProblem, Mesh, Plan, Step, Touched, plan_touched};
+use wg_overlay_mesh::{Changes, Local, LocalProblem, Mesh, Step, Touched, plan_touched};
 
 use crate::{
     cluster::{ClusterNetworks, Nodes, Publisher, Reporter, chain, learn_networks, look_for_policies},
@@ -40,6 +41,7 @@ use crate::{
     status::{CniStatus, PeerTracker, State},
 };
 
+use apply::concerns_host;
 pub use inputs::{gateways_in_use, names};
 use pace::Pace;
 use renewed::Renewed;
@@ -53,9 +55,6 @@ const FIRST_RETRY: Duration = Duration::from_millis(500);
 /// After longer plans the decision is looked at again at once, since it depends on what the kernel holds: the next change
 /// of a single Node then finds nothing else to look at.
 const STEPS_FOLLOWED: usize = 64;
-
-/// Longer plans are logged by their number of steps only: five thousand nodes joining are no five thousand lines.
-const STEPS_LOGGED: usize = 64;
 
 /// The reconciler and all it keeps between two rounds.
 pub struct Reconciler {
@@ -308,35 +307,6 @@ impl Reconciler {
         })
     }
 
-    async fn apply(&mut self, plan: &Plan) -> Vec<String> {
-        if plan.steps.is_empty() {
-            return Vec::new();
-        }
-        if self.last.state != Some(State::Converged) {
-            self.set_state(State::Reconciling);
-        }
-        let many = plan.steps.len() > STEPS_LOGGED;
-        if many {
-            info!(steps = plan.steps.len(), "applying a long plan; RUST_LOG=debug shows its steps");
-        }
-        for step in &plan.steps {
-            if many {
-                debug!(%step, "applying")
-            } else {
-                info!(%step, "applying")
-            }
-            *self.counters.kernel_changes.entry(counted(step)).or_default() += 1;
-            if let Step::SetPeer(change) = step
-                && change.add
-            {
-                self.tracker.begin(change.public_key);
-            }
-        }
-        let failed = self.host.apply_all(&plan.steps).await;
-        self.last.lacks_device = failed.iter().any(|(_, error)| error.lacks_device());
-        failed.into_iter().map(|(_, error)| chain(&error)).collect()
-    }
-
     fn fail(&mut self, source: &'static str, problems: Vec<String>) -> Unfinished {
         if self.last.problems.get(source) != Some(&problems) {
             for problem in &problems {
@@ -408,44 +378,5 @@ fn scope_of(change: Change) -> Scope {
     match change {
         Change::Network => Scope::NETWORK,
         Change::Firewall | Change::HostChains => Scope::FIREWALL,
-    }
-}
-
-/// Whether a step changes what the host's own settings depend on: links, addresses, rules.
-fn concerns_host(step: &Step) -> bool {
-    !matches!(
-        step,
-        Step::GuardEndpoints { .. }
-            | Step::SetPeer(_)
-            | Step::RemovePeer(..)
-            | Step::SetRoute(..)
-            | Step::RemoveRoute(_)
-    )
-}
-
-/// A step's object and operation, for the metric.
-fn counted(step: &Step) -> (&'static str, &'static str) {
-    match step {
-        Step::SetFirewall { .. } => ("firewall", "set"),
-        Step::GuardEndpoints { .. } => ("firewall", "change"),
-        Step::RemoveFirewall => ("firewall", "remove"),
-        Step::SetPortGuard => ("port_guard", "set"),
-        Step::RemovePortGuard => ("port_guard", "remove"),
-        Step::AllowInHostChain { .. } => ("host_chain", "set"),
-        Step::LeaveHostChain(_) => ("host_chain", "remove"),
-        Step::CreateLink(_) => ("link", "create"),
-        Step::DeleteLink(_) => ("link", "remove"),
-        Step::MarkLink(_) | Step::SetBridgeNetfilter | Step::SetMtu(..) | Step::SetUp(_) => {
-            ("link", "change")
-        }
-        Step::SetKey(..) | Step::SetListenPort(..) => ("device", "change"),
-        Step::AddAddress(..) => ("address", "set"),
-        Step::RemoveAddress(..) => ("address", "remove"),
-        Step::SetPeer(change) if change.renew => ("peer", "renew"),
-        Step::SetPeer(change) if change.add => ("peer", "set"),
-        Step::SetPeer(_) => ("peer", "change"),
-        Step::RemovePeer(..) => ("peer", "remove"),
-        Step::SetRoute(..) | Step::AddUnreachable(_) => ("route", "set"),
-        Step::RemoveRoute(_) | Step::RemoveUnreachable(_) => ("route", "remove"),
     }
 }
