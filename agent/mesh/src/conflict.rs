@@ -7,12 +7,21 @@
 //! Claims that share no key and no address with each other don't matter to each other: a part of the claims may be
 //! settled alone where nothing outside it touches it.
 
-use std::{cmp::Reverse, collections::BTreeMap, net::IpAddr, sync::Arc};
+use std::{
+    cmp::Reverse,
+    collections::BTreeMap,
+    net::{IpAddr, SocketAddr},
+    sync::Arc,
+};
 
 use ipnet::IpNet;
 
 use crate::{
-    IpNets, ObservedState, PublicKey, Reason, Resolved, claim::Claim, index::Index, overlaps, reach::Reach,
+    IpNets, ObservedPeer, ObservedState, PublicKey, Reason, Resolved,
+    claim::{Claim, Known},
+    index::Index,
+    next_socket, overlaps,
+    reach::Reach,
 };
 
 /// What decides between claims.
@@ -21,6 +30,7 @@ pub(crate) struct Evidence<'a> {
     pub(crate) reach: Reach<'a>,
     pub(crate) observed: &'a ObservedState,
     pub(crate) index: &'a Index,
+    pub(crate) nodes: &'a BTreeMap<Arc<str>, Known>,
     /// Which Node held a prefix at the last decision.
     pub(crate) holders: &'a BTreeMap<IpNet, Arc<str>>,
 }
@@ -57,7 +67,7 @@ pub(crate) fn settle<'a>(
     (settled, refused)
 }
 
-impl Evidence<'_> {
+impl<'e> Evidence<'e> {
     /// Leaves of the claims to one key that of the Node which is programmed with it, if there is just one. A next key is
     /// public before it is used: who copies it once the second device holds it comes too late.
     fn settle_keys<'a>(
@@ -71,7 +81,8 @@ impl Evidence<'_> {
         for claims in claims.chunk_by(|a, b| a.key == b.key) {
             let contested = claims.len() > 1;
             let holder = if contested { self.key_holder(claims).map(|holder| &holder.node) } else { None };
-            let holder = claims.first().and_then(|claim| self.next_key_holder(claim.key)).or(holder);
+            let next_holder = claims.first().and_then(|claim| self.next_key_holder(claim.key));
+            let holder = next_holder.map(|holder| &holder.node).or(holder);
             for claim in claims {
                 if claim.key == own.key {
                     refused.push((*claim, Reason::OwnKey));
@@ -89,25 +100,43 @@ impl Evidence<'_> {
     /// Of several claims to one key and prefix the one that asks for just what the kernel holds, else the oldest.
     fn key_holder<'a>(&self, claims: &[&'a Claim]) -> Option<&'a Claim> {
         let programmed = claims.iter().filter(|c| c.prefixes().any(|net| self.is_in_kernel(c, &net)));
-        programmed.min_by_key(|c| (Reverse(self.likeness(c)), c.age())).copied()
+        let likeness = |c| Some(self.likeness(c, self.observed.peers.get(&c.key)?, |socket| socket));
+        programmed.min_by_key(|c| (Reverse(likeness(c)), c.age())).copied()
     }
 
-    /// The Node that the second device holds a key for.
-    fn next_key_holder(&self, key: PublicKey) -> Option<&Arc<str>> {
+    /// Whether this Node has its next key: what the second device holds stays, then a Node that has the key already comes
+    /// before one that has it next, and the older before the younger.
+    pub(crate) fn has_next_key(&self, key: PublicKey, claim: &Claim) -> bool {
+        let oldest = || self.with_key(key).min_by_key(|claim| (claim.key != key, claim.age()));
+        self.next_key_holder(key).or_else(oldest).is_none_or(|first| first.node == claim.node)
+    }
+
+    /// The claim that the second device holds a key for. Whoever copies the key has nothing at the first device.
+    fn next_key_holder(&self, key: PublicKey) -> Option<&'e Claim> {
         let peer = self.observed.next.as_ref()?.peers.get(&key)?;
-        let has = |net: &IpNet, node: &Arc<str>| match self.holders.get(net) {
-            Some(holder) => holder == node,
-            None => self.index.overlapping(net).any(|other| other == node),
+        let has = |claim: &Claim, net: &IpNet| match self.holders.get(net) {
+            Some(holder) => *holder == claim.node,
+            None => claim.prefixes().any(|own| overlaps(&own, net)),
         };
-        self.index.with_key(key).find(|node| peer.allowed_ips.iter().any(|net| has(net, node)))
+        let copies = |claim: &Claim| !claim.prefixes().any(|net| self.is_in_kernel(claim, &net));
+        let claims = self.with_key(key).filter(|claim| peer.allowed_ips.iter().any(|net| has(claim, net)));
+        claims.min_by_key(|c| (copies(c), Reverse(self.likeness(c, peer, next_socket)), c.age()))
     }
 
-    /// Whether the claim's prefixes are those that the kernel has at its key, and whether its endpoint is.
-    fn likeness(&self, claim: &Claim) -> (bool, bool) {
-        let Some(peer) = self.observed.peers.get(&claim.key) else { return (false, false) };
+    fn with_key(&self, key: PublicKey) -> impl Iterator<Item = &'e Claim> {
+        self.index.with_key(key).filter_map(|node| self.nodes.get(node)?.claim.as_ref().ok())
+    }
+
+    /// Whether the claim's prefixes are those of a peer, and whether its endpoint is.
+    fn likeness(
+        &self,
+        claim: &Claim,
+        peer: &ObservedPeer,
+        socket: fn(SocketAddr) -> SocketAddr,
+    ) -> (bool, bool) {
         let endpoint = self.reach.endpoint(claim, self.resolved).ok().flatten();
         let prefixes: IpNets = claim.prefixes().collect();
-        (peer.allowed_ips == prefixes, peer.endpoint == endpoint.map(|(e, _)| e))
+        (peer.allowed_ips == prefixes, peer.endpoint == endpoint.map(|(e, _)| socket(e)))
     }
 
     fn holds(&self, claim: &Claim, net: &IpNet) -> bool {

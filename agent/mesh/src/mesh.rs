@@ -18,7 +18,7 @@ use ipnet::IpNet;
 use crate::{
     Cluster, Decision, Local, LocalProblem, NodeRecord, ObservedState, PublicKey, Refusal, Resolved,
     basis::Basis,
-    claim::{Claim, Known},
+    claim::Known,
     conflict::{Believed, Evidence, settle},
     index::Index,
     next_socket,
@@ -217,17 +217,6 @@ impl Mesh {
         decision
     }
 
-    /// Whether this Node has its next key: what the second device holds stays, then a Node that has the key already comes
-    /// before one that has it next, and the older before the younger.
-    fn has_next_key(&self, key: PublicKey, claim: &Claim, observed: &ObservedState) -> bool {
-        let programmed = observed.next.as_ref().and_then(|next| next.peers.get(&key));
-        let held =
-            |c: &Claim| programmed.is_some_and(|p| c.prefixes().any(|net| p.allowed_ips.contains(&net)));
-        let claims = self.index.with_key(key).filter_map(|node| self.nodes.get(node)?.claim.as_ref().ok());
-        let first = claims.min_by_key(|c| (!held(c), c.key != key, c.age()));
-        first.is_none_or(|first| first.node == claim.node)
-    }
-
     /// Settles the claims of these Nodes and adds what comes of them. Gives who then holds which prefix.
     fn add<'a>(
         &self,
@@ -247,8 +236,8 @@ impl Mesh {
             }
         }
         let (resolved, index, reach) = (&self.resolved, &self.index, basis.reach());
-        let (believed, refused) =
-            settle(&basis.own, claims, &Evidence { resolved, reach, observed, index, holders });
+        let evidence = Evidence { resolved, reach, observed, index, nodes: &self.nodes, holders };
+        let (believed, refused) = settle(&basis.own, claims, &evidence);
         refused.into_iter().for_each(|(claim, reason)| drop(refuse(&claim.node, reason)));
         let mut held = Vec::with_capacity(2 * believed.len());
         for Believed { claim, contested } in believed {
@@ -261,8 +250,7 @@ impl Mesh {
                         decision.unresolved.insert(claim.node.to_string(), spec.to_string());
                     }
                     let found = observed.peers.get(&claim.key).and_then(|p| p.endpoint);
-                    let next =
-                        basis.rotation(claim).filter(|(key, _)| self.has_next_key(*key, claim, observed));
+                    let next = basis.rotation(claim).filter(|(key, _)| evidence.has_next_key(*key, claim));
                     basis.add_peer(claim, endpoint, found, next, &mut decision.desired);
                 }
                 Err(reason) => drop(refuse(&claim.node, reason)),

@@ -18,7 +18,9 @@ use proptest::{
     prelude::*,
     test_runner::{Config, RngSeed, TestRunner},
 };
-use wg_overlay_mesh::{DesiredState, Link, NodeRecord, ObservedPeer, Plan, Rotation, Step, annotation, plan};
+use wg_overlay_mesh::{
+    ClusterView, DesiredState, Link, NodeRecord, ObservedPeer, Plan, Rotation, Step, annotation, plan,
+};
 
 /// How a simulation goes: how many nodes and which of them are asked to rotate, how likely each thing is, and the choices.
 type Course = (usize, usize, Vec<u32>, Vec<u16>);
@@ -151,6 +153,8 @@ proptest! {
         as_its_key: bool,
         older: bool,
         late: bool,
+        restart: bool,
+        with_prefixes: bool,
         rotations in (option::of(any_rotation()), option::of(any_rotation()), option::of(any_rotation())),
     ) {
         let (mut local, mut state, mut nodes) = (local(), fresh(), view(1..=4));
@@ -162,10 +166,16 @@ proptest! {
         let honest = decided(&local, &nodes, &state);
         if late {
             converge(&honest.desired, &mut state);
-            local.holders.clone_from(&honest.holders);
+            if !restart {
+                local.holders.clone_from(&honest.holders);
+            }
         }
         let mut liar = node(200);
         liar.created = if older { 0 } else { 5000 };
+        if with_prefixes && late {
+            liar.annotations.remove(annotation::OVERLAY_IPS);
+            liar.pod_cidrs.clone_from(&nodes[&name(victim)].pod_cidrs);
+        }
         let copied = if copies_next { next(victim) } else { key(victim) };
         let told = if as_its_key && late { annotation::PUBLIC_KEY } else { annotation::NEXT_PUBLIC_KEY };
         set(&mut liar, told, copied.to_string());
@@ -186,14 +196,15 @@ proptest! {
     }
 
     /// A next key is public long before it is used: whoever takes it for its own key while the second device has it is refused,
-    /// then and when the key changes.
+    /// then and when the key changes, also where it takes the prefixes along and nobody remembers who held them.
     #[test]
-    fn a_key_that_is_being_changed_to_cannot_be_taken(older: bool, restart: bool) {
+    fn a_key_that_is_being_changed_to_cannot_be_taken(older: bool, restart: bool, with_prefixes: bool) {
         let (mut local, mut state, mut nodes) = (local(), fresh(), view(1..=4));
         let mut liar = node(200);
         liar.created = if older { 0 } else { 5000 };
+        liar.annotations.remove(annotation::OVERLAY_IPS);
         nodes.insert("liar".to_owned(), liar);
-        let mut says = |changes: &[(u8, &str, String)]| {
+        let mut says = |nodes: &mut ClusterView, changes: &[(u8, &str, String)]| {
             for (n, what, text) in changes {
                 let name = if *n == 200 { "liar".to_owned() } else { name(*n) };
                 set(nodes.get_mut(&name).unwrap(), what, text.clone());
@@ -202,15 +213,19 @@ proptest! {
                 if restart {
                     local.holders.clear();
                 }
-                let decision = decided(&local, &nodes, &state);
+                let decision = decided(&local, nodes, &state);
                 converge(&decision.desired, &mut state);
                 local.holders = decision.holders;
             }
-            decided(&local, &nodes, &state)
+            decided(&local, nodes, &state)
         };
-        says(&[(2, annotation::ROTATION, "away".to_owned())]);
-        says(&[(200, annotation::PUBLIC_KEY, next(2).to_string())]);
-        let back = says(&[
+        says(&mut nodes, &[(2, annotation::ROTATION, "away".to_owned())]);
+        if with_prefixes {
+            nodes.get_mut("liar").unwrap().pod_cidrs = nodes[&name(2)].pod_cidrs.clone();
+        }
+        let away = says(&mut nodes, &[(200, annotation::PUBLIC_KEY, next(2).to_string())]);
+        prop_assert!(!away.refusals.contains_key(&name(2)), "{:?}", away.refusals);
+        let back = says(&mut nodes, &[
             (2, annotation::PUBLIC_KEY, next(2).to_string()),
             (2, annotation::ROTATION, "back".to_owned()),
         ]);
