@@ -9,7 +9,7 @@ use std::path::PathBuf;
 use std::process::Command;
 use std::time::Duration;
 
-use anyhow::{Context as _, Result, ensure};
+use anyhow::{Context as _, Result, anyhow, ensure};
 use serde_json::Value;
 use wg_overlay_e2e::lab::{Lab, LabConfig, Namespace, Node, eventually, product, run, run_with_input};
 
@@ -147,7 +147,11 @@ impl Engines {
     /// Runs iperf3 to the far end and gives its JSON.
     pub fn iperf3(&self, engine: &Engine, arguments: &[&str]) -> Result<Value> {
         let text = run(&mut self.iperf3_command(engine, arguments)?)?;
-        serde_json::from_str(&text).context("parse iperf3's JSON")
+        let report: Value = serde_json::from_str(&text).context("parse iperf3's JSON")?;
+        match report.get("error") {
+            None => Ok(report),
+            Some(error) => Err(anyhow!("iperf3 over {}: {error}", engine.kind.name())),
+        }
     }
 
     /// The command alone.
