@@ -71,10 +71,13 @@ fn need<T>(fact: &Result<T, String>) -> Result<&T, Outcome> {
     fact.as_ref().map_err(skipped)
 }
 
-/// A check: its id in docs/troubleshooting.md, and how it is made. An `Err` is an outcome too, for the use of `?`.
+/// What a check came to. An `Err` is an outcome too, for the use of `?`.
+type Found = Result<Outcome, Outcome>;
+
+/// A check: its id in docs/troubleshooting.md, and how it is made.
 struct Check {
     id: &'static str,
-    look: fn(&Facts) -> Result<Outcome, Outcome>,
+    look: fn(&Facts) -> Found,
 }
 
 /// Every check, in the order in which things depend on each other.

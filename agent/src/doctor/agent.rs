@@ -1,9 +1,7 @@
 //! What the agent says of itself and its peers.
 
-use super::{Facts, Outcome, fail, need, ok, warn};
+use super::{Facts, Found, fail, need, ok, warn};
 use crate::status::{HANDSHAKES, PeerState, State, Status};
-
-type Found = Result<Outcome, Outcome>;
 
 pub(super) fn answers(facts: &Facts) -> Found {
     Ok(match &facts.agent {
@@ -124,7 +122,10 @@ fn peers(status: &Status, state: PeerState, cure: &str) -> Found {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::{doctor::facts::tests::facts, status::PodRange};
+    use crate::{
+        doctor::{Outcome, facts::tests::facts},
+        status::PodRange,
+    };
 
     #[test]
     fn a_full_podcidr_fails_and_a_nearly_full_one_warns() {

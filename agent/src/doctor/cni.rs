@@ -2,10 +2,8 @@
 
 use rustix::fs::{Access, access};
 
-use super::{Facts, Outcome, fail, ok, skipped, warn};
+use super::{Facts, Found, fail, ok, skipped, warn};
 use crate::cni_install::{CONFLIST, PLUGIN};
-
-type Found = Result<Outcome, Outcome>;
 
 pub(super) fn directories(facts: &Facts) -> Found {
     let folders = [&facts.config.cni_bin_dir, &facts.config.cni_conf_dir];
@@ -79,7 +77,10 @@ pub(super) fn conflist(facts: &Facts) -> Found {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::doctor::facts::tests::{facts, put};
+    use crate::doctor::{
+        Outcome,
+        facts::tests::{facts, put},
+    };
 
     #[test]
     fn a_conflist_before_ours_fails() {

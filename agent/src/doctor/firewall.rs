@@ -2,9 +2,7 @@
 
 use wg_overlay_mesh::{HostChain, HostChainState, next_port};
 
-use super::{Facts, Outcome, fail, need, ok, warn};
-
-type Found = Result<Outcome, Outcome>;
+use super::{Facts, Found, fail, need, ok, warn};
 
 pub(super) fn nft(facts: &Facts) -> Found {
     Ok(match (&facts.nft, &facts.rules) {
@@ -78,7 +76,7 @@ fn chains(facts: &Facts, kind: fn(&HostChain) -> bool) -> Found {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::doctor::facts::tests::facts;
+    use crate::doctor::{Outcome, facts::tests::facts};
 
     #[test]
     fn a_chain_that_drops_fails_until_our_rule_is_there() {

@@ -4,9 +4,7 @@ use wg_overlay_mesh::{
     BRIDGE, DEVICE, NEXT_DEVICE, ObservedDevice, ObservedState, UnderlayLink, WIREGUARD_OVERHEAD, next_port,
 };
 
-use super::{Facts, Outcome, fail, need, ok, skipped, warn};
-
-type Found = Result<Outcome, Outcome>;
+use super::{Facts, Found, fail, need, ok, skipped, warn};
 
 pub(super) fn links(facts: &Facts) -> Found {
     let kernel = match &facts.kernel {
@@ -133,7 +131,10 @@ mod tests {
     use wg_overlay_mesh::ObservedBridge;
 
     use super::*;
-    use crate::doctor::facts::tests::{device, facts, link, second_device};
+    use crate::doctor::{
+        Outcome,
+        facts::tests::{device, facts, link, second_device},
+    };
 
     #[test]
     fn a_tunnel_that_is_too_large_for_its_link_fails() {

@@ -1,13 +1,11 @@
 //! NetworkManager and systemd-networkd: whether they leave our links and routes alone, from their files.
 
 use super::{
-    Facts, Outcome,
+    Facts, Found, Outcome,
     facts::Files,
     ini::{assignments, matches, merged},
     ok, skipped, warn,
 };
-
-type Found = Result<Outcome, Outcome>;
 
 /// A link of each kind of ours, and its kind as systemd names it (Kind= in systemd.network(5)).
 const OURS: [(&str, &str); 4] =

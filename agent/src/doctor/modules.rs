@@ -3,9 +3,7 @@
 use wg_overlay_host::DeviceMode;
 use wg_overlay_mesh::{BRIDGE, Implementation};
 
-use super::{Facts, Outcome, fail, ok, skipped, warn};
-
-type Found = Result<Outcome, Outcome>;
+use super::{Facts, Found, fail, ok, skipped, warn};
 
 fn runs_in(facts: &Facts) -> Option<Implementation> {
     Some(facts.kernel.as_ref().ok()?.device.as_ref()?.implementation)
@@ -77,7 +75,10 @@ pub(super) fn br_netfilter(facts: &Facts) -> Found {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::doctor::facts::tests::{facts, put};
+    use crate::doctor::{
+        Outcome,
+        facts::tests::{facts, put},
+    };
 
     #[test]
     fn bridge_netfilter_is_known_by_its_settings() {

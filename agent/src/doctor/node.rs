@@ -5,9 +5,7 @@ use std::time::{Duration, SystemTime};
 use ipnet::IpNet;
 use wg_overlay_mesh::{NodeRecord, annotation, overlaps};
 
-use super::{Facts, Outcome, facts::InCluster, fail, need, ok, skipped, warn};
-
-type Found = Result<Outcome, Outcome>;
+use super::{Facts, Found, Outcome, facts::InCluster, fail, need, ok, skipped, warn};
 
 pub(super) fn configuration(facts: &Facts) -> Found {
     let node = &facts.config.node_name;

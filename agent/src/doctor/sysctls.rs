@@ -2,9 +2,7 @@
 
 use wg_overlay_mesh::{DEVICE, NEXT_DEVICE};
 
-use super::{Facts, Outcome, fail, links::with_default_route, need, ok, skipped, warn};
-
-type Found = Result<Outcome, Outcome>;
+use super::{Facts, Found, fail, links::with_default_route, need, ok, skipped, warn};
 
 pub(super) fn forwarding(facts: &Facts) -> Found {
     let (v4, v6) = families(facts);
@@ -137,7 +135,10 @@ mod tests {
 
     use super::*;
     use crate::{
-        doctor::facts::tests::{device, facts, link, put, second_device},
+        doctor::{
+            Outcome,
+            facts::tests::{device, facts, link, put, second_device},
+        },
         status::PodRange,
     };
 
