@@ -1,12 +1,12 @@
-//! The device's data path: two threads between the TUN link and the underlay, and what they share.
+//! The device's data path: what is between the TUN link and the underlay.
 //!
 //! The protocol of one peer (handshake, sessions, timers) is gotatun's `Tunn`. Who is asked, by which packet, and what
 //! happens to the answer is here. A packet stays on the thread that read it until it is written: no queue, no other task,
 //! which is where gotatun's own device spends most of its time (docs/decisions/0014-own-data-path.md).
 //!
 //! ```text
-//!  TUN ── read, cut ── seal ── send in trains ──► underlay      thread "out"
-//!      ◄─ join, write ── open ── receive trains ──              thread "in"
+//!  TUN ── read, cut ── seal ── send in trains ──► underlay      outbound    one thread carries both
+//!      ◄─ join, write ── open ── receive trains ──              inbound     while it keeps up (threads)
 //!                 peers ◄── timers, configuration               tokio
 //! ```
 
@@ -26,7 +26,7 @@ pub(crate) use configure::{PeerChange, PeerStatus};
 use identity::Identity;
 use outbound::Outbound;
 use peers::Peers;
-use wake::Wake;
+use threads::Threads;
 
 use crate::{tun::Tun, udp::Underlay};
 
@@ -35,6 +35,7 @@ mod identity;
 mod inbound;
 mod outbound;
 mod peers;
+mod threads;
 mod timers;
 mod wake;
 
@@ -42,13 +43,8 @@ mod wake;
 pub(crate) struct Engine {
     shared: Arc<Shared>,
     mark: Mutex<u32>,
-    threads: Vec<Thread>,
+    threads: Vec<JoinHandle<()>>,
     timers: AbortHandle,
-}
-
-struct Thread {
-    wake: Arc<Wake>,
-    handle: JoinHandle<()>,
 }
 
 /// What the threads share.
@@ -60,6 +56,7 @@ struct Shared {
     underlay: RwLock<Arc<Underlay>>,
     identity: RwLock<Arc<Identity>>,
     peers: Peers,
+    threads: Threads,
     stopped: AtomicBool,
 }
 
@@ -87,26 +84,25 @@ impl Engine {
             underlay: RwLock::new(Arc::new(Underlay::bind(0, 0)?)),
             identity: RwLock::new(Arc::new(Identity::nobodys()?)),
             peers: Peers::new(),
+            threads: Threads::new()?,
             stopped: AtomicBool::new(false),
         });
         let timed = Arc::clone(&shared);
         let timers = tokio::spawn(async move { timers::run(&timed).await }).abort_handle();
         let mut engine = Self { shared, mark: Mutex::new(0), threads: Vec::new(), timers };
-        engine.spawn("out", outbound::run)?;
-        engine.spawn("in", inbound::run)?;
+        engine.spawn("carrier", threads::carry)?;
+        engine.spawn("relief", threads::relieve)?;
         Ok(engine)
     }
 
-    fn spawn(&mut self, name: &str, run: fn(&Shared, &Wake)) -> io::Result<()> {
-        let wake = Arc::new(Wake::new()?);
-        let (shared, bell) = (Arc::clone(&self.shared), Arc::clone(&wake));
-        let handle = thread::Builder::new().name(name.to_owned()).spawn(move || run(&shared, &bell))?;
-        self.threads.push(Thread { wake, handle });
+    fn spawn(&mut self, name: &str, run: fn(&Shared)) -> io::Result<()> {
+        let shared = Arc::clone(&self.shared);
+        self.threads.push(thread::Builder::new().name(name.to_owned()).spawn(move || run(&shared))?);
         Ok(())
     }
 
     fn ring(&self) {
-        self.threads.iter().for_each(|thread| thread.wake.ring());
+        self.shared.threads.ring();
     }
 }
 
@@ -116,7 +112,7 @@ impl Drop for Engine {
         self.shared.stopped.store(true, Ordering::Relaxed);
         self.ring();
         for thread in self.threads.drain(..) {
-            if thread.handle.join().is_err() {
+            if thread.join().is_err() {
                 tracing::error!("a thread of the device has panicked");
             }
         }

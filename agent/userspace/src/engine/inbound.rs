@@ -1,4 +1,4 @@
-//! From the underlay to the TUN link, on a thread of its own: receive, open, join, write.
+//! From the underlay to the TUN link: receive, open, join, write.
 
 use std::{
     io,
@@ -12,11 +12,10 @@ use gotatun::{
     tun::MtuWatcher,
     x25519::PublicKey,
 };
-use rustix::{event::PollFlags, io::Errno};
+use rustix::io::Errno;
 
 use super::{Shared, identity::Identity, peers::Peer, wake::Wake};
 use crate::{
-    recycle::Recycler,
     tun::Joiner,
     udp::{Outgoing, Receiver, Underlay},
 };
@@ -24,59 +23,57 @@ use crate::{
 /// Bytes that are opened before they are written: one train of the TUN link.
 const BATCH_BYTES: usize = 60_000;
 
-/// Calls before what was opened is written, whatever came: noise must not hold packets back.
-const BATCH_CALLS: usize = 64;
+/// What receives from the underlay and writes to the TUN link.
+pub(super) struct Inbound {
+    receiver: Receiver,
+    joiner: Joiner,
+    batch: Batch,
+}
 
-/// Carries packets until the device ends or the link is gone.
-pub(super) fn run(shared: &Shared, wake: &Wake) {
-    let _recycler = Recycler::new();
-    let mut receiver = Receiver::new();
-    let mut joiner = Joiner::default();
-    let mut batch = Batch::new(shared);
-    let mut underlay = shared.underlay();
-    // How many more calls before the next write. One after a sleep: what comes alone goes at once.
-    let mut calls = 1;
-    // Whether packets were written since the last sleep.
-    let mut written = false;
-    while !shared.is_stopped() {
-        match receiver.receive(&underlay) {
-            Ok(train) => {
-                let identity = shared.identity();
-                let from = train.from;
-                train.for_each(|datagram| batch.open(shared, &identity, &underlay, datagram, from));
-                calls -= 1;
-                if batch.bytes < BATCH_BYTES && calls > 0 {
-                    continue;
+/// What a turn came to.
+pub(super) struct Received {
+    /// Whether more may wait.
+    pub(super) more: bool,
+    /// Whether the link was given packets.
+    pub(super) written: bool,
+}
+
+impl Inbound {
+    pub(super) fn new(shared: &Shared) -> Self {
+        Self { receiver: Receiver::new(), joiner: Joiner::default(), batch: Batch::new(shared) }
+    }
+
+    /// Receives until nothing waits, a batch is full, or so many times, and writes what was opened.
+    ///
+    /// # Errors
+    /// The link's: it is gone.
+    pub(super) fn turn(&mut self, shared: &Shared, bell: &Wake, calls: usize) -> Result<Received, Errno> {
+        let underlay = shared.underlay();
+        let identity = shared.identity();
+        let mut more = true;
+        for _ in 0..calls {
+            match self.receiver.receive(&underlay) {
+                Ok(train) => {
+                    let from = train.from;
+                    train.for_each(|datagram| self.batch.open(shared, &identity, &underlay, datagram, from));
                 }
-                calls = BATCH_CALLS;
-                written |= !batch.packets.is_empty();
-                if batch.write(shared, &mut joiner).is_err() {
-                    return;
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(error) => {
+                    more = false;
+                    if error.kind() != io::ErrorKind::WouldBlock {
+                        tracing::debug!(%error, "receiving from the underlay failed");
+                        bell.pause();
+                    }
+                    break;
                 }
             }
-            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
-                written |= !batch.packets.is_empty();
-                if batch.write(shared, &mut joiner).is_err() {
-                    return;
-                }
-                // This node's own answer waits already; until the other thread is awake takes longer than to send it.
-                if std::mem::take(&mut written)
-                    && let Some(mut outbound) = shared.outbound.try_lock()
-                {
-                    // The other thread finds the same error.
-                    let _ = outbound.carry(shared, wake, 1);
-                }
-                wake.wait(&*underlay, PollFlags::IN);
-                calls = 1;
-            }
-            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-            Err(error) => {
-                tracing::debug!(%error, "receiving from the underlay failed");
-                wake.pause();
+            if self.batch.bytes >= BATCH_BYTES {
+                break;
             }
         }
-        // There may be another one.
-        underlay = shared.underlay();
+        let written = !self.batch.packets.is_empty();
+        self.batch.write(shared, &mut self.joiner)?;
+        Ok(Received { more, written })
     }
 }
 

@@ -1,13 +1,12 @@
-//! From the TUN link to the underlay, on a thread of its own: read, cut, seal, send.
+//! From the TUN link to the underlay: read, cut, seal, send.
 
-use std::{net::IpAddr, sync::Arc};
+use std::{net::IpAddr, os::fd::AsFd as _, sync::Arc};
 
 use gotatun::packet::{Ip, Packet};
 use rustix::{event::PollFlags, io::Errno};
 
 use super::{Shared, peers::Peer, wake::Wake};
 use crate::{
-    recycle::Recycler,
     tun::{Cutter, READ_SIZE},
     udp::Outgoing,
 };
@@ -18,29 +17,7 @@ const BATCH_PACKETS: usize = 64;
 /// Bytes that are sealed before they are sent: one train of the underlay.
 const BATCH_BYTES: usize = 60_000;
 
-/// Reads before what was sealed is sent, whatever came: packets to nobody must not hold the others back.
-const BATCH_READS: usize = 64;
-
-/// Carries packets until the device ends or the link is gone.
-pub(super) fn run(shared: &Shared, wake: &Wake) {
-    let _recycler = Recycler::new();
-    while !shared.is_stopped() {
-        // The lock ends before the sleep.
-        let carried = shared.outbound.lock().carry(shared, wake, usize::MAX);
-        match carried {
-            Ok(()) => wake.wait(&shared.tun, PollFlags::IN),
-            // The link is gone (drivers/net/tun.c, tun_chr_read_iter).
-            Err(Errno::BADFD) => return,
-            Err(error) => {
-                tracing::debug!(%error, "reading from the TUN link failed");
-                wake.pause();
-            }
-        }
-    }
-}
-
-/// What reads the TUN link and sends to the underlay. One thread has it at a time, so that packets keep their order: the
-/// thread of this direction, or the other one before it sleeps, to send at once what answers a packet it has brought.
+/// What reads the TUN link and sends to the underlay. One thread has it at a time, so that packets keep their order.
 pub(super) struct Outbound {
     raw: Vec<u8>,
     cutter: Cutter,
@@ -58,30 +35,30 @@ impl Outbound {
         }
     }
 
-    /// Reads until nothing waits, or so many times, and sends what was read.
-    pub(super) fn carry(&mut self, shared: &Shared, wake: &Wake, times: usize) -> Result<(), Errno> {
-        // How many more reads before the next send. One after a sleep: what comes alone goes at once.
-        let mut reads = 1;
-        let mut left = times;
-        let mut result = Ok(());
-        while left > 0 && !shared.is_stopped() {
+    /// Reads until nothing waits, a batch is full, or so many times, and sends what was sealed. Says whether more may wait.
+    ///
+    /// # Errors
+    /// BADFD where the link is gone (drivers/net/tun.c, tun_chr_read_iter); others may pass.
+    pub(super) fn turn(&mut self, shared: &Shared, bell: &Wake, reads: usize) -> Result<bool, Errno> {
+        let mut result = Ok(true);
+        for _ in 0..reads {
             match shared.tun.read(&mut self.raw) {
                 Ok(length) => self.seal(shared, length),
-                Err(Errno::AGAIN) => break,
-                Err(Errno::INTR) => continue,
+                Err(Errno::INTR) => {}
+                Err(Errno::AGAIN) => {
+                    result = Ok(false);
+                    break;
+                }
                 Err(error) => {
                     result = Err(error);
                     break;
                 }
             }
-            left -= 1;
-            reads -= 1;
-            if self.batch.is_full() || reads == 0 {
-                reads = BATCH_READS;
-                self.batch.send(shared, wake);
+            if self.batch.is_full() {
+                break;
             }
         }
-        self.batch.send(shared, wake);
+        self.batch.send(shared, bell);
         result
     }
 
@@ -126,7 +103,7 @@ impl Batch {
         self.datagrams.push((datagram, endpoint));
     }
 
-    fn send(&mut self, shared: &Shared, wake: &Wake) {
+    fn send(&mut self, shared: &Shared, bell: &Wake) {
         // What a batch knows of the peers may be over by the next.
         self.way = None;
         if self.datagrams.is_empty() {
@@ -134,7 +111,7 @@ impl Batch {
         }
         let underlay = shared.underlay();
         underlay.send_all(&self.datagrams, || {
-            wake.wait(&*underlay, PollFlags::OUT);
+            bell.wait(&[(underlay.as_fd(), PollFlags::OUT)]);
             !shared.is_stopped()
         });
         self.datagrams.clear();

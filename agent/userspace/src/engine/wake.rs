@@ -1,6 +1,6 @@
 //! How a thread sleeps until a descriptor is ready or another thread wakes it (eventfd(2)).
 
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{BorrowedFd, OwnedFd};
 
 use rustix::{
     event::{EventfdFlags, PollFd, PollFlags, Timespec, eventfd, poll},
@@ -21,9 +21,10 @@ impl Wake {
         let _ = rustix::io::write(&self.0, &1_u64.to_ne_bytes());
     }
 
-    /// Sleeps until `fd` is ready for `what`, for as long as it takes, or until the bell.
-    pub(super) fn wait(&self, fd: impl AsFd, what: PollFlags) {
-        let mut fds = [PollFd::new(&fd, what), PollFd::new(&self.0, PollFlags::IN)];
+    /// Sleeps until one of `fds` is ready for what is asked of it, for as long as it takes, or until the bell.
+    pub(super) fn wait(&self, fds: &[(BorrowedFd<'_>, PollFlags)]) {
+        let fds = fds.iter().map(|(fd, what)| PollFd::from_borrowed_fd(*fd, *what));
+        let mut fds: Vec<PollFd<'_>> = fds.chain([PollFd::new(&self.0, PollFlags::IN)]).collect();
         match poll(&mut fds, None) {
             Ok(_) if fds.last().is_some_and(|bell| !bell.revents().is_empty()) => self.clear(),
             Ok(_) => {}

@@ -242,6 +242,14 @@ impl Device {
         })
     }
 
+    /// How often the thread of this name has gone to sleep.
+    pub fn sleeps(&self, thread: &str) -> Outcome<u64> {
+        let files = format!("/proc/{}/task/*", self.child.id());
+        let status = sh(&format!("cat $(grep -lx {thread} {files}/comm | sed s/comm/status/)"))?;
+        let count = status.lines().find_map(|line| line.strip_prefix("voluntary_ctxt_switches:"));
+        count.and_then(|count| count.trim().parse().ok()).ok_or_else(|| format!("no count in {status:?}"))
+    }
+
     pub fn is_running(&mut self) -> bool {
         matches!(self.child.try_wait(), Ok(None))
     }

@@ -15,6 +15,7 @@ use gotatun::{
 use crate::lab::{LINK, Lab, Outcome, Test, eventually, expect};
 
 pub const TESTS: &[Test] = &[
+    ("the_second_thread_comes_with_load_and_goes", the_second_thread_comes_with_load_and_goes),
     ("a_port_changes_under_traffic", a_port_changes_under_traffic),
     ("a_peer_goes_and_comes_under_traffic", a_peer_goes_and_comes_under_traffic),
     ("a_key_changes_under_traffic", a_key_changes_under_traffic),
@@ -71,6 +72,27 @@ fn runs(lab: &mut Lab) -> Outcome {
         expect(!device.log().contains("panicked"), "no panic", device.log())?;
     }
     Ok(())
+}
+
+/// Handing a direction over and taking it back loses nothing, and is done: a thread that sleeps is not woken by a ping.
+fn the_second_thread_comes_with_load_and_goes() -> Outcome {
+    let mut lab = Lab::joined(1500, 1420)?;
+    for _ in 0..5 {
+        let before = lab.a.device()?.sleeps("relief")?;
+        drop(Traffic::start(&lab)?);
+        let loaded = lab.a.device()?.sleeps("relief")?;
+        expect(loaded > before, "the relief to be called under load", (before, loaded))?;
+        let pings = |lab: &Lab| lab.a.sh("ping -q -c 50 -i 0.005 10.9.2.1");
+        eventually("the relief sleeps", || {
+            let before = lab.a.device()?.sleeps("relief")?;
+            pings(&lab)?;
+            let after = lab.a.device()?.sleeps("relief")?;
+            expect(after == before, "no sleep that ended", (before, after))
+        })?;
+        let pinged = pings(&lab)?;
+        expect(pinged.contains(" 0% packet loss"), "every ping to come back", pinged)?;
+    }
+    runs(&mut lab)
 }
 
 fn a_port_changes_under_traffic() -> Outcome {
