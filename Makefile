@@ -53,7 +53,7 @@ build-agent:
 
 build-others:
 	cargo build --release --workspace --exclude wg-overlay --bins
-	cargo build --profile plugin --package wg-overlay-cni
+	cargo build --profile plugin --package wg-overlay-cni --config .cargo/plugin.toml
 
 demo: build
 	@$(RELEASE)/demo

@@ -48,8 +48,7 @@ pub(crate) fn add(
     let bridge = host.link(BRIDGE)?.ok_or(CniError::NoBridge)?;
     let guard = PortGuard::open()?;
     sysctl::enable_forwarding(ipv4, ipv6)?;
-    netns.enter()?;
-    let mut pod = Netlink::open()?;
+    let mut pod = netns.enter(&bridge)?;
     if pod.link(holder.ifname())?.is_some() {
         return Err(CniError::InterfaceExists {
             ifname: holder.ifname().to_owned(),

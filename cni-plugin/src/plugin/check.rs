@@ -47,8 +47,7 @@ pub(crate) fn check(conf: &NetConf, holder: &Holder, netns_path: &Path) -> Resul
     }
 
     let guard = PortGuard::open()?;
-    netns.enter()?;
-    let mut pod = Netlink::open()?;
+    let mut pod = netns.enter(&bridge)?;
     let ifname = holder.ifname();
     let inside = pod.link(ifname)?.ok_or_else(|| differs(format!("the pod's link {ifname} is missing")))?;
     if !inside.up {

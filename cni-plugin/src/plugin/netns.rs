@@ -12,6 +12,7 @@ use rustix::{
 };
 
 use super::error::CniError;
+use crate::netlink::{Link, Netlink};
 
 #[derive(Debug)]
 pub(crate) struct Netns {
@@ -20,36 +21,36 @@ pub(crate) struct Netns {
 }
 
 impl Netns {
-    /// Opens the namespace, which must not be the plugin's own: pods don't live there.
     pub(crate) fn open(path: &Path) -> Result<Self, CniError> {
-        let failed = |what: &Path, errno: Errno| CniError::Io {
-            action: format!("open the network namespace {}", what.display()),
-            source: errno.into(),
-        };
         // Without NONBLOCK a pipe of that name would hang the call.
         let flags = OFlags::RDONLY | OFlags::CLOEXEC | OFlags::NONBLOCK;
         let file = match rustix::fs::open(path, flags, Mode::empty()) {
             Err(Errno::NOENT | Errno::NOTDIR) => return Err(CniError::NetnsGone(path.to_owned())),
-            other => other.map_err(|errno| failed(path, errno))?,
+            other => other.map_err(|errno| CniError::Io {
+                action: format!("open the network namespace {}", path.display()),
+                source: errno.into(),
+            })?,
         };
-        let own = Path::new("/proc/thread-self/ns/net");
-        let own_stat = rustix::fs::stat(own).map_err(|errno| failed(own, errno))?;
-        let stat = rustix::fs::fstat(&file).map_err(|errno| failed(path, errno))?;
-        if (stat.st_dev, stat.st_ino) == (own_stat.st_dev, own_stat.st_ino) {
-            return Err(CniError::OwnNetns(path.to_owned()));
-        }
         Ok(Self { file, path: path.to_owned() })
     }
 
-    /// Moves the process, which has one thread, into the namespace for good. Files stay where they are, except for
-    /// /proc/sys/net, which follows.
-    pub(crate) fn enter(&self) -> Result<(), CniError> {
+    /// Moves the process, which has one thread, into the namespace for good, and opens its links. Files stay where they are,
+    /// except for /proc/sys/net, which follows. The node's own namespace, where `bridge` is, is an error: no pod lives there.
+    pub(crate) fn enter(&self, bridge: &Link) -> Result<Netlink, CniError> {
         match rustix::thread::move_into_link_name_space(self.file.as_fd(), Some(LinkNameSpaceType::Network)) {
-            Err(Errno::INVAL) => Err(CniError::NotNetns(self.path.clone())),
+            Err(Errno::INVAL) => return Err(CniError::NotNetns(self.path.clone())),
             other => other.map_err(|errno| CniError::Io {
                 action: format!("enter the network namespace {}", self.path.display()),
                 source: errno.into(),
-            }),
+            })?,
+        }
+        let mut netlink = Netlink::open()?;
+        // By what is in it: a look into /proc for the own namespace costs as much as several requests.
+        match netlink.link(&bridge.name)? {
+            Some(found) if (found.index, &found.mac) == (bridge.index, &bridge.mac) => {
+                Err(CniError::OwnNetns(self.path.clone()))
+            }
+            _ => Ok(netlink),
         }
     }
 
