@@ -7,6 +7,7 @@
 
 use std::path::PathBuf;
 use std::process::Command;
+use std::thread::sleep;
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, anyhow, ensure};
@@ -144,24 +145,9 @@ impl Engines {
         self.lab.node(1)
     }
 
-    /// Runs iperf3 to the far end and gives its JSON. Its own connection passes the tunnel that it floods and may starve:
-    /// such a run tells nothing of the tunnel, is named and made again, twice at most.
+    /// Runs iperf3 to the far end and gives its JSON.
     pub fn iperf3(&self, engine: &Engine, arguments: &[&str]) -> Result<Value> {
-        let once = || {
-            let text = run(&mut self.iperf3_command(engine, arguments)?)?;
-            let report: Value = serde_json::from_str(&text).context("parse iperf3's JSON")?;
-            match report.get("error") {
-                None => Ok(report),
-                Some(error) => Err(anyhow!("iperf3 over {}: {error}", engine.kind.name())),
-            }
-        };
-        for _ in 0..2 {
-            match once() {
-                Ok(report) => return Ok(report),
-                Err(error) => eprintln!("bench: {error:#}; once more"),
-            }
-        }
-        once()
+        again(|| told(engine, &run(&mut self.iperf3_command(engine, arguments)?)?))
     }
 
     /// The command alone.
@@ -171,6 +157,28 @@ impl Engines {
         command.args(["60", "iperf3", "-J", "-c", &engine.target()]).args(arguments);
         Ok(command)
     }
+}
+
+/// What iperf3 printed, which may be an error.
+pub fn told(engine: &Engine, text: &str) -> Result<Value> {
+    let report: Value = serde_json::from_str(text).context("parse iperf3's JSON")?;
+    match report.get("error") {
+        None => Ok(report),
+        Some(error) => Err(anyhow!("iperf3 over {}: {error}", engine.kind.name())),
+    }
+}
+
+/// Tries a transfer three times. iperf3's own connection passes the tunnel that it floods and may starve, and its server may
+/// not have ended the test before: such a run is named, but tells nothing of the tunnel.
+pub fn again<T>(once: impl Fn() -> Result<T>) -> Result<T> {
+    for _ in 0..2 {
+        match once() {
+            Ok(found) => return Ok(found),
+            Err(error) => eprintln!("bench: {error:#}; once more"),
+        }
+        sleep(Duration::from_secs(2));
+    }
+    once()
 }
 
 /// Whom a row compares us with.
