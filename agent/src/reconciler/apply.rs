@@ -1,4 +1,4 @@
-//! Carrying out a plan: each step is logged and counted, and all go to the host at once.
+//! Carrying out a plan: its steps are logged and counted, and all go to the host at once.
 
 use tracing::{debug, info};
 use wg_overlay_mesh::{Plan, Step};
@@ -18,16 +18,14 @@ impl Reconciler {
         if self.last.state != Some(State::Converged) {
             self.set_state(State::Reconciling);
         }
-        let many = plan.steps.len() > STEPS_LOGGED;
-        if many {
+        if plan.steps.len() > STEPS_LOGGED {
             info!(steps = plan.steps.len(), "applying a long plan; RUST_LOG=debug shows its steps");
+            plan.steps.iter().for_each(|step| debug!(%step, "applying"));
+        } else {
+            let steps: Vec<String> = plan.steps.iter().map(Step::to_string).collect();
+            info!(steps = steps.join("; "), "applying");
         }
         for step in &plan.steps {
-            if many {
-                debug!(%step, "applying")
-            } else {
-                info!(%step, "applying")
-            }
             *self.counters.kernel_changes.entry(counted(step)).or_default() += 1;
             if let Step::SetPeer(change) = step
                 && change.add

@@ -24,7 +24,7 @@ const ROUND: usize = 12;
 /// About what a plan of some Nodes takes.
 const BUSY: Duration = Duration::from_millis(20);
 /// More bytes than a line of the log has.
-const TAIL: u64 = 2000;
+const TAIL: u64 = 65_536;
 
 /// How many, by when.
 type Kills = BTreeMap<&'static str, u64>;
@@ -85,7 +85,7 @@ fn kill(run: &mut Run, lab: &Lab, crowd: &mut Crowd, kills: &mut Kills) -> Resul
     Ok(())
 }
 
-/// Kills a node's agent, and counts when: it tells each step of a plan before it makes the first.
+/// Kills a node's agent, and counts when: it tells a plan's steps before it makes the first.
 fn end(node: &Node, kills: &mut Kills) -> Result<()> {
     let now = SystemTime::now();
     node.kill_agent()?;
