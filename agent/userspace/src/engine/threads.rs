@@ -69,7 +69,7 @@ pub(super) fn carry(shared: &Shared) {
     let bell = &shared.threads.carrier;
     let mut inbound = Inbound::new(shared);
     // Turns since the last sleep.
-    let mut turns = 0;
+    let mut turns = 0_u32;
     while !shared.is_stopped() {
         let calls = if turns == 0 { 1 } else { CALLS };
         let Ok(received) = inbound.turn(shared, bell, calls) else { return };
@@ -92,7 +92,7 @@ pub(super) fn carry(shared: &Shared) {
                 false
             }
         };
-        turns += 1;
+        turns = turns.saturating_add(1);
         if received.more || more {
             if turns > BUSY_TURNS && !relieved {
                 shared.threads.call_relief();
