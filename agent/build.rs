@@ -3,5 +3,5 @@
 
 fn main() {
     println!("cargo::rerun-if-changed=build.rs");
-    println!("cargo::rustc-link-arg-bins=-Wl,-z,pack-relative-relocs");
+    println!("cargo::rustc-link-arg-bins=-zpack-relative-relocs");
 }

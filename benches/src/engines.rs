@@ -168,8 +168,8 @@ pub fn told(engine: &Engine, text: &str) -> Result<Value> {
     }
 }
 
-/// Tries a transfer three times. iperf3's own connection passes the tunnel that it floods and may starve, and its server may
-/// not have ended the test before: such a run is named, but tells nothing of the tunnel.
+/// Tries a transfer three times, and names what failed. iperf3's own connection passes the tunnel that it floods and may
+/// starve, and its server may not have ended the test before.
 pub fn again<T>(once: impl Fn() -> Result<T>) -> Result<T> {
     for _ in 0..2 {
         match once() {

@@ -18,6 +18,7 @@ use wg_overlay_e2e::lab::{Lab, LabConfig, Node, Pod, eventually, run};
 
 use crate::engines::genkey;
 use crate::report::Findings;
+use crate::stats::median;
 use crate::{Options, each_round};
 
 const PATIENCE: Duration = Duration::from_secs(60);
@@ -26,7 +27,7 @@ const SECONDS: &str = "1";
 /// Transfers of each way in a round of the bench.
 const TRANSFERS: u32 = 4;
 
-/// Gbit/s, round by round.
+/// Gbit/s, transfer by transfer.
 #[derive(Debug, Serialize, Deserialize)]
 struct Series {
     ours: Vec<f64>,
@@ -41,8 +42,14 @@ pub fn measure(options: &Options, findings: &mut Findings) -> Result<()> {
     let said = run(Command::new(script).arg(own).arg(options.rounds.to_string()))?;
     let json = said.lines().rev().find(|line| line.starts_with('{'));
     let series: Series = serde_json::from_str(json.with_context(|| format!("the guest said: {said}"))?)?;
-    findings.paired("kernel-tunnel", &series.ours, "ip and wg by hand", &series.by_hand)?;
-    findings.paired("kernel-bare", &series.ours, "WireGuard without pods", &series.bare)
+    let [ours, by_hand, bare] = [series.ours, series.by_hand, series.bare].map(|rates| by_round(&rates));
+    findings.paired("kernel-tunnel", &ours, "ip and wg by hand", &by_hand)?;
+    findings.paired("kernel-bare", &ours, "WireGuard without pods", &bare)
+}
+
+/// The median of each round's transfers.
+fn by_round(rates: &[f64]) -> Vec<f64> {
+    rates.chunks(TRANSFERS as usize).filter_map(median).collect()
 }
 
 /// What is measured: where iperf3 runs and whom it calls.

@@ -19,7 +19,7 @@ impl Reconciler {
             self.set_state(State::Reconciling);
         }
         if plan.steps.len() > STEPS_LOGGED {
-            info!(steps = plan.steps.len(), "applying a long plan; RUST_LOG=debug shows its steps");
+            info!(count = plan.steps.len(), "applying a long plan; RUST_LOG=debug shows its steps");
             plan.steps.iter().for_each(|step| debug!(%step, "applying"));
         } else {
             let steps: Vec<String> = plan.steps.iter().map(Step::to_string).collect();

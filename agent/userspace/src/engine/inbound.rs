@@ -14,7 +14,7 @@ use gotatun::{
 };
 use rustix::io::Errno;
 
-use super::{Shared, identity::Identity, peers::Peer, wake::Wake};
+use super::{Shared, identity::Identity, peers::Peer};
 use crate::{
     tun::Joiner,
     udp::{Outgoing, Receiver, Underlay},
@@ -36,6 +36,8 @@ pub(super) struct Received {
     pub(super) more: bool,
     /// Whether the link was given packets.
     pub(super) written: bool,
+    /// Whether receiving failed.
+    pub(super) failed: bool,
 }
 
 impl Inbound {
@@ -47,10 +49,10 @@ impl Inbound {
     ///
     /// # Errors
     /// The link's: it is gone.
-    pub(super) fn turn(&mut self, shared: &Shared, bell: &Wake, calls: usize) -> Result<Received, Errno> {
+    pub(super) fn turn(&mut self, shared: &Shared, calls: usize) -> Result<Received, Errno> {
         let underlay = shared.underlay();
         let identity = shared.identity();
-        let mut more = true;
+        let (mut more, mut failed) = (true, false);
         for _ in 0..calls {
             match self.receiver.receive(&underlay) {
                 Ok(train) => {
@@ -62,7 +64,7 @@ impl Inbound {
                     more = false;
                     if error.kind() != io::ErrorKind::WouldBlock {
                         tracing::debug!(%error, "receiving from the underlay failed");
-                        bell.pause();
+                        failed = true;
                     }
                     break;
                 }
@@ -73,7 +75,7 @@ impl Inbound {
         }
         let written = !self.batch.packets.is_empty();
         self.batch.write(shared, &mut self.joiner)?;
-        Ok(Received { more, written })
+        Ok(Received { more, written, failed })
     }
 }
 

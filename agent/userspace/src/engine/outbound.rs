@@ -111,7 +111,11 @@ impl Batch {
         }
         let underlay = shared.underlay();
         underlay.send_all(&self.datagrams, || {
-            bell.wait(&[(underlay.as_fd(), PollFlags::OUT)]);
+            if !shared.is_stopped() {
+                // Who carries both directions is late for the other meanwhile, and is not to be so again.
+                shared.threads.call_relief();
+                bell.wait(&[(underlay.as_fd(), PollFlags::OUT)]);
+            }
             !shared.is_stopped()
         });
         self.datagrams.clear();

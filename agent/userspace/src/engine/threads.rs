@@ -52,9 +52,11 @@ impl Threads {
         self.relieved.load(Ordering::Acquire)
     }
 
-    fn call_relief(&self) {
-        self.relieved.store(true, Ordering::Release);
-        self.relief.ring();
+    /// Hands the outward direction over, if it isn't the relief's already.
+    pub(super) fn call_relief(&self) {
+        if !self.relieved.swap(true, Ordering::AcqRel) {
+            self.relief.ring();
+        }
     }
 
     fn dismiss_relief(&self) {
@@ -66,40 +68,51 @@ impl Threads {
 /// The carrier's life, until the device ends or the link is gone.
 pub(super) fn carry(shared: &Shared) {
     let _recycler = Recycler::new();
-    let bell = &shared.threads.carrier;
+    let threads = &shared.threads;
+    let bell = &threads.carrier;
     let mut inbound = Inbound::new(shared);
     // Turns since the last sleep.
     let mut turns = 0_u32;
+    // Whether the link was given packets since the last sleep.
+    let mut written = false;
     while !shared.is_stopped() {
+        let relieved = threads.relieved();
         let calls = if turns == 0 { 1 } else { CALLS };
-        let Ok(received) = inbound.turn(shared, bell, calls) else { return };
-        let relieved = shared.threads.relieved();
-        let outbound = if !relieved {
-            Some(shared.outbound.lock())
-        } else if received.written {
+        let Ok(received) = inbound.turn(shared, calls) else { return };
+        written |= received.written;
+        let sent = if !relieved {
+            shared.outbound.lock().turn(shared, bell, calls)
+        } else if !received.more && std::mem::take(&mut written) {
             // This node's own answer waits already; until the relief is awake takes longer than to send it.
-            shared.outbound.try_lock()
+            shared.outbound.try_lock().map_or(Ok(false), |mut outbound| outbound.turn(shared, bell, 1))
         } else {
-            None
+            Ok(false)
         };
-        let sent = outbound.map_or(Ok(false), |mut outbound| outbound.turn(shared, bell, calls));
         let more = match sent {
             Ok(more) => more && !relieved,
             Err(Errno::BADFD) => return,
             Err(error) => {
                 tracing::debug!(%error, "reading from the TUN link failed");
-                bell.pause();
                 false
             }
         };
-        turns = turns.saturating_add(1);
+        if received.failed || sent.is_err() {
+            // What fails in one direction must not hold the other.
+            threads.call_relief();
+            bell.pause();
+        }
+        turns = if relieved { 1 } else { turns.saturating_add(1) };
         if received.more || more {
-            if turns > BUSY_TURNS && !relieved {
-                shared.threads.call_relief();
+            if turns > BUSY_TURNS {
+                threads.call_relief();
             }
             continue;
         }
-        turns = 0;
+        (turns, written) = (0, false);
+        // What the bell told may have ended a wait before this one.
+        if shared.is_stopped() || relieved != threads.relieved() {
+            continue;
+        }
         let underlay = shared.underlay();
         let both = [(underlay.as_fd(), PollFlags::IN), (shared.tun.as_fd(), PollFlags::IN)];
         bell.wait(if relieved { &both[..1] } else { &both });
@@ -130,7 +143,9 @@ pub(super) fn relieve(shared: &Shared) {
         busy += begun.elapsed();
         let passed = since.elapsed();
         if passed < WATCH {
-            bell.wait(&[(shared.tun.as_fd(), PollFlags::IN)]);
+            if !shared.is_stopped() {
+                bell.wait(&[(shared.tun.as_fd(), PollFlags::IN)]);
+            }
         } else {
             if busy < passed / NEEDED {
                 shared.threads.dismiss_relief();

@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
 use anyhow::{Result, ensure};
+use serde_json::Value;
 use wg_overlay_e2e::lab::{Lab, Node, Pace};
 use wg_overlay_e2e::look::peers::wanted;
 use wg_overlay_e2e::look::wg_dump;
@@ -128,11 +129,13 @@ impl<'a> Watch<'a> {
         let mut steps = 0;
         for Watched { node, log, .. } in &self.nodes {
             let text = node.agent_log();
-            for line in text.get(*log..).unwrap_or_default().lines().filter(|line| line.contains("\"step\""))
-            {
-                steps += 1;
-                if self.names.iter().any(|name| line.contains(name)) {
-                    self.touched.push(format!("{}: {line}", node.name()));
+            for line in text.get(*log..).unwrap_or_default().lines() {
+                let told: Value = serde_json::from_str(line).unwrap_or_default();
+                for step in told["steps"].as_str().into_iter().flat_map(|steps| steps.split("; ")) {
+                    steps += 1;
+                    if self.names.iter().any(|name| step.contains(name)) {
+                        self.touched.push(format!("{}: {}: {step}", node.name(), told["timestamp"]));
+                    }
                 }
             }
         }
