@@ -79,9 +79,12 @@ fn the_second_thread_comes_with_load_and_goes() -> Outcome {
     let mut lab = Lab::joined(1500, 1420)?;
     for _ in 0..5 {
         let before = lab.a.device()?.sleeps("relief")?;
-        drop(Traffic::start(&lab)?);
-        let loaded = lab.a.device()?.sleeps("relief")?;
-        expect(loaded > before, "the relief to be called under load", (before, loaded))?;
+        let traffic = Traffic::start(&lab)?;
+        eventually("the relief is called under load", || {
+            let loaded = lab.a.device()?.sleeps("relief")?;
+            expect(loaded > before, "more sleeps", (before, loaded))
+        })?;
+        drop(traffic);
         let pings = |lab: &Lab| lab.a.sh("ping -q -c 50 -i 0.005 10.9.2.1");
         eventually("the relief sleeps", || {
             let before = lab.a.device()?.sleeps("relief")?;

@@ -23,6 +23,26 @@ const PACE: Pace = Pace { interval: Duration::from_secs(1), patience: Duration::
 /// Milliseconds between two changes, at most.
 const PAUSE: u64 = 1500;
 
+/// The nodes of a lab share one kernel, and so its neighbour tables, in which each has all others. Where one is full, packets
+/// are lost that a node of its own would not lose.
+pub fn ensure_room(nodes: u8) -> Result<()> {
+    let needed = u32::from(nodes) * (u32::from(nodes) + 4);
+    for family in ["ipv4", "ipv6"] {
+        let setting = format!("net.{family}.neigh.default.gc_thresh3");
+        // Within a network namespace of its own there is no such file, and nothing to be known.
+        let Ok(limit) = std::fs::read_to_string(format!("/proc/sys/{}", setting.replace('.', "/"))) else {
+            continue;
+        };
+        let limit: u32 = limit.trim().parse()?;
+        ensure!(
+            limit >= needed,
+            "{nodes} nodes in one kernel need {needed} neighbours, and {setting} is {limit}: fewer nodes, or `sysctl -w \
+             {setting}={needed}` for the time of the run"
+        );
+    }
+    Ok(())
+}
+
 pub fn run(run: &mut Run) -> Result<()> {
     run.in_lab(run.nodes, RESYNC, |run, lab| {
         let mut order: Vec<usize> = (0..lab.nodes().len()).collect();

@@ -63,7 +63,7 @@ struct Flags {
     /// Only this part; may be given several times.
     #[arg(long, value_enum, value_name = "PART")]
     only: Vec<Part>,
-    /// How many nodes come and go in churn: 4 to 60.
+    /// How many nodes come and go in churn: 4 to 60. More than 30 need a larger neighbour table than Linux's default.
     #[arg(long, default_value_t = 16, value_parser = clap::value_parser!(u8).range(4..=60))]
     nodes: u8,
     /// Where the report goes.
@@ -123,6 +123,9 @@ fn torture(flags: Flags) -> Result<bool> {
     let all = Part::value_variants().iter().copied();
     let parts: Vec<Part> = all.filter(|part| flags.only.is_empty() || flags.only.contains(part)).collect();
     println!("torture: seed {seed}, {} minutes, {parts:?}", flags.minutes);
+    if parts.contains(&Part::Churn) {
+        churn::ensure_room(flags.nodes)?;
+    }
     let weights: f64 = parts.iter().map(|part| part.weight()).sum();
     std::fs::create_dir_all(&flags.out)?;
     let mut items = Vec::new();
