@@ -115,8 +115,10 @@ fn restarted() -> Result<()> {
 
 fn down() -> Result<()> {
     under_traffic(2, |lab, _, prober| {
-        create_node(lab, &made_up("ghost", 77))?;
-        lab.api().annotate("ghost", &json!({ NEXT_KEY: made_up_key(78) }))?;
+        // with its next key at once: an agent that knows the Node without it refuses
+        let mut ghost = made_up("ghost", 77);
+        ghost["metadata"]["annotations"][NEXT_KEY] = json!(made_up_key(78));
+        create_node(lab, &ghost)?;
         lab.nodes().iter().try_for_each(|node| await_peers(node, 2))?;
         let before = key_of(lab, "n1")?;
         begin(lab.node(1)?)?;
