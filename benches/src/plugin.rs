@@ -14,7 +14,7 @@ use crate::{Options, each_round};
 
 const PODS: usize = 32;
 /// ADD and DEL so often one after another for one figure: a single one is too short for a shared machine.
-const SERIAL: usize = 10;
+const SERIAL: usize = 30;
 const NETWORK: &str = r#"{"podCIDRs":["10.244.1.0/24","fd00:244:0:1::/64"],"mtu":1420}"#;
 
 /// Who attaches a pod.

@@ -60,6 +60,16 @@ pub(crate) struct Link {
     pub(crate) peer: (u32, Option<i32>),
     /// Of a bridge's port: whether it forwards.
     pub(crate) forwards: bool,
+    pub(crate) settings: Settings,
+}
+
+/// What is under /proc/sys/net/ipv4/conf and ipv6/conf for a link; `None` where it has nothing of that family.
+#[derive(Debug, Clone, Copy, Default)]
+pub(crate) struct Settings {
+    pub(crate) ipv4_accept_redirects: Option<u32>,
+    pub(crate) disable_ipv6: Option<u32>,
+    pub(crate) accept_ra: Option<u32>,
+    pub(crate) accept_redirects: Option<u32>,
 }
 
 #[derive(Debug)]
@@ -77,8 +87,9 @@ pub(crate) struct Netlink {
     buffer: Vec<u8>,
 }
 
-/// A dump's datagram has at most 32 KiB (`max_recvmsg_len` of net/netlink/af_netlink.c).
-const DATAGRAM: usize = 64 * 1024;
+/// A dump's datagrams are made to fit it (`max_recvmsg_len` of net/netlink/af_netlink.c), and one link, asked for without its
+/// virtual functions, takes a tenth of it.
+const DATAGRAM: usize = 16 * 1024;
 
 impl Netlink {
     pub(crate) fn open() -> Result<Self, NetlinkError> {
@@ -215,6 +226,31 @@ fn port_forwards(link_info: &[u8]) -> bool {
     })
 }
 
+impl Settings {
+    /// From IFLA_AF_SPEC, which has for each family an array of numbers (linux/ip.h and linux/ipv6.h tell their order).
+    fn parse(af_spec: &[u8]) -> Self {
+        const INET: (u16, u16) = (2, 1); // AF_INET, IFLA_INET_CONF
+        const INET6: (u16, u16) = (10, 2); // AF_INET6, IFLA_INET6_CONF
+        let mut settings = Self::default();
+        for family in NlasIterator::new(af_spec).flatten() {
+            for conf in NlasIterator::new(family.value()).flatten() {
+                let number =
+                    |at: usize| conf.value().get(at * 4..)?.first_chunk().copied().map(u32::from_ne_bytes);
+                match (family.kind(), conf.kind()) {
+                    INET => settings.ipv4_accept_redirects = number(3),
+                    INET6 => {
+                        settings.accept_ra = number(3);
+                        settings.accept_redirects = number(4);
+                        settings.disable_ipv6 = number(26);
+                    }
+                    _ => {}
+                }
+            }
+        }
+        settings
+    }
+}
+
 pub(crate) fn links(replies: Vec<Reply>) -> impl Iterator<Item = Link> {
     replies.into_iter().filter_map(|reply| match reply {
         Reply::Link(link) => Some(link),
@@ -255,6 +291,7 @@ impl Link {
                 10 => link.controller = number(),
                 18 => link.forwards = port_forwards(value),
                 20 => link.alias = Some(text()),
+                26 => link.settings = Settings::parse(value),
                 37 => link.peer.1 = value.try_into().map(i32::from_ne_bytes).ok(),
                 _ => {}
             }

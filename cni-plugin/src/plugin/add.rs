@@ -1,13 +1,8 @@
 //! ADD: reserve, guard the port, make the link, configure the pod, mark the link. Whatever fails, all that this ADD made is
 //! taken back, but for the guard's elements, which the agent collects.
 
-use std::{
-    net::IpAddr,
-    path::Path,
-    time::{Duration, Instant},
-};
+use std::{net::IpAddr, path::Path, time::Duration};
 
-use serde_json::Value;
 use wg_overlay_ipam::{Holder, Range};
 
 use super::{
@@ -16,6 +11,7 @@ use super::{
     link::{self, PodLink},
     netns::Netns,
     port_guard::PortGuard,
+    print,
     result::{self, Interface},
     sysctl,
 };
@@ -30,13 +26,8 @@ use crate::{
 const PATIENCE: Duration = Duration::from_secs(2);
 const LONGEST_WAIT: Duration = Duration::from_millis(64);
 
-/// Makes the attachment and passes its result to `answer`, whose failure counts as the attachment's.
-pub(crate) fn add(
-    conf: &NetConf,
-    holder: &Holder,
-    netns_path: &Path,
-    answer: impl FnOnce(&Value) -> Result<(), CniError>,
-) -> Result<(), CniError> {
+/// Makes the attachment and prints its result. That it can't be printed counts as the attachment's failure.
+pub(crate) fn add(conf: &NetConf, holder: &Holder, netns_path: &Path) -> Result<(), CniError> {
     let previous = conf.prev_result()?.unwrap_or_default();
     let network = Network::read(&conf.state_dir)?;
     let ranges = network.ranges().map_err(CniError::Config)?;
@@ -75,8 +66,8 @@ pub(crate) fn add(
     let is_made = made.is_ok();
     let done = made.and_then(|_| {
         host.request(vec![link.set_up_port(ipv6)])?;
-        sysctl::prepare_pod_link(link.pod_name, ipv4, ipv6)?;
         let theirs = find(&mut pod, link.pod_name)?;
+        sysctl::prepare_pod_link(&theirs, ipv4, ipv6)?;
         pod.request(link::configure_pod(&theirs, &networks))?;
         await_forwarding(&mut host, &link.host_name)?;
         host.request(vec![link.mark(pod_link_alias(holder))])?;
@@ -86,7 +77,7 @@ pub(crate) fn add(
             Interface { name: &link.host_name, mac: &link.host_mac, mtu: link.mtu, sandbox: None },
             Interface { name: link.pod_name, mac: &link.pod_mac, mtu: link.mtu, sandbox: sandbox() },
         ];
-        answer(&result::result(conf, previous, &interfaces, &networks))
+        print(&result::result(conf, previous, &interfaces, &networks))
     });
     if done.is_err() {
         // Best effort: what can't be taken back here, the collection finds by its reservation.
@@ -101,10 +92,11 @@ pub(crate) fn add(
 /// (net/core/link_watch.c). A pod that sends before loses its first packets. A port that stays shut, because somebody set
 /// the bridge down, is no fault of this pod.
 fn await_forwarding(host: &mut Netlink, port: &str) -> Result<(), CniError> {
+    let mut waited = Duration::ZERO;
     let mut wait = Duration::from_millis(1);
-    let deadline = Instant::now() + PATIENCE;
-    while !find(host, port)?.forwards && Instant::now() < deadline {
+    while !find(host, port)?.forwards && waited < PATIENCE {
         std::thread::sleep(wait);
+        waited += wait;
         wait = (wait * 2).min(LONGEST_WAIT);
     }
     Ok(())

@@ -4,7 +4,6 @@
 
 use std::{ffi::OsString, net::IpAddr};
 
-use serde_json::Value;
 use wg_overlay_ipam::{Holder, Range};
 
 use super::{
@@ -47,8 +46,9 @@ fn read(
             let networks: Vec<(Range, IpAddr)> =
                 ranges.iter().map(|range| (*range, range.gateway())).collect();
             let pod = Interface { name: "eth0", mac: &[2, 0, 0, 0, 0, 1], mtu: 1420, sandbox: None };
-            let answer = result(&conf, previous, &[pod], &networks).to_string();
-            let answer: Value = serde_json::from_str(&answer).map_err(CniError::Decode)?;
+            let interfaces = [pod];
+            let answer = serde_json::to_value(result(&conf, previous, &interfaces, &networks));
+            let answer = answer.map_err(CniError::Decode)?;
             assert_eq!(answer["ips"].as_array().map(Vec::len), Some(before + networks.len()));
         }
         _ => {}

@@ -23,6 +23,7 @@ use std::{
     process::ExitCode,
 };
 
+use serde::Serialize;
 use serde_json::{Value, json};
 use wg_overlay_ipam::Holder;
 
@@ -66,7 +67,7 @@ fn call(parsed: &mut Option<NetConf>) -> Result<(), CniError> {
     }
     let conf = parsed.insert(NetConf::parse(&stdin)?);
     match call {
-        Call::Add { holder, netns } => add::add(conf, &holder, &netns, print),
+        Call::Add { holder, netns } => add::add(conf, &holder, &netns),
         Call::Del { holder } => del(conf, &holder),
         Call::Check { holder, netns } => {
             conf.at_least("0.4.0", "CHECK")?;
@@ -119,9 +120,11 @@ fn version(stdin: &[u8]) -> Result<(), CniError> {
     print(&json!({ "cniVersion": version, "supportedVersions": SUPPORTED_VERSIONS }))
 }
 
-fn print(value: &Value) -> Result<(), CniError> {
+/// In one piece: stdout would look through each part for the end of a line.
+fn print(answer: &impl Serialize) -> Result<(), CniError> {
+    let failed = |source| CniError::Io { action: "write the answer to stdout".to_owned(), source };
+    let mut text = serde_json::to_vec(answer).map_err(|error| failed(error.into()))?;
+    text.push(b'\n');
     let mut stdout = io::stdout().lock();
-    writeln!(stdout, "{value}")
-        .and_then(|()| stdout.flush())
-        .map_err(|source| CniError::Io { action: "write the answer to stdout".to_owned(), source })
+    stdout.write_all(&text).and_then(|()| stdout.flush()).map_err(failed)
 }

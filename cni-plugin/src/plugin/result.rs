@@ -2,7 +2,8 @@
 
 use std::net::IpAddr;
 
-use serde_json::{Map, Value, json};
+use serde::Serialize;
+use serde_json::{Map, Value};
 use wg_overlay_ipam::Range;
 
 use super::{
@@ -18,57 +19,79 @@ pub(crate) struct Interface<'a> {
     pub(crate) sandbox: Option<String>,
 }
 
-/// The result for this attachment, added to what plugins before this one had. The pod's interface is the last one.
-pub(crate) fn result(
-    conf: &NetConf,
-    previous: PrevResult,
-    interfaces: &[Interface],
-    networks: &[(Range, IpAddr)],
-) -> Value {
-    let version = conf.cni_version.as_str();
-    let pod_index = previous.interfaces.len() + interfaces.len() - 1;
-
-    let mut all_interfaces = previous.interfaces;
-    all_interfaces.extend(interfaces.iter().map(|interface| {
-        let mut object = Map::new();
-        object.insert("name".to_owned(), interface.name.into());
-        object.insert("mac".to_owned(), mac_text(interface.mac).into());
-        if version == "1.1.0" {
-            object.insert("mtu".to_owned(), interface.mtu.into());
-        }
-        if let Some(sandbox) = &interface.sandbox {
-            object.insert("sandbox".to_owned(), sandbox.as_str().into());
-        }
-        object
-    }));
-
-    let mut ips = previous.ips;
-    ips.extend(networks.iter().map(|(range, address)| {
-        let mut object = Map::new();
-        if version.starts_with("0.") {
-            object.insert("version".to_owned(), if address.is_ipv4() { "4" } else { "6" }.into());
-        }
-        object.insert("address".to_owned(), cidr(*range, *address).into());
-        object.insert("gateway".to_owned(), range.gateway().to_string().into());
-        object.insert("interface".to_owned(), pod_index.into());
-        object
-    }));
-
-    let mut routes = previous.routes;
-    routes.extend(networks.iter().map(|(range, _)| {
-        let gateway = range.gateway();
-        let mut object = Map::new();
-        object.insert("dst".to_owned(), format!("{}/0", unspecified(gateway)).into());
-        object.insert("gw".to_owned(), gateway.to_string().into());
-        object
-    }));
-
-    let dns = conf.dns.clone().unwrap_or(previous.dns);
-    json!({ "cniVersion": version, "interfaces": all_interfaces, "ips": ips, "routes": routes, "dns": dns })
+/// The specification's "Success" (section 5).
+#[derive(Serialize)]
+#[serde(rename_all = "camelCase")]
+pub(crate) struct AddResult<'a> {
+    cni_version: &'a str,
+    interfaces: Vec<Entry<'a>>,
+    ips: Vec<Entry<'a>>,
+    routes: Vec<Entry<'a>>,
+    dns: Map<String, Value>,
 }
 
-pub(crate) fn cidr(range: Range, address: IpAddr) -> String {
-    format!("{address}/{}", range.prefix().prefix_len())
+/// One of a list: as a plugin before this one had it, or this one's.
+#[derive(Serialize)]
+#[serde(untagged)]
+enum Entry<'a> {
+    Previous(Map<String, Value>),
+    Interface {
+        name: &'a str,
+        mac: String,
+        #[serde(skip_serializing_if = "Option::is_none")]
+        mtu: Option<u32>,
+        #[serde(skip_serializing_if = "Option::is_none")]
+        sandbox: Option<&'a str>,
+    },
+    Ip {
+        #[serde(skip_serializing_if = "Option::is_none")]
+        version: Option<&'a str>,
+        address: String,
+        gateway: IpAddr,
+        interface: usize,
+    },
+    Route {
+        dst: String,
+        gw: IpAddr,
+    },
+}
+
+/// The result for this attachment, added to what plugins before this one had. The pod's interface is the last one.
+pub(crate) fn result<'a>(
+    conf: &'a NetConf,
+    previous: PrevResult,
+    interfaces: &'a [Interface],
+    networks: &[(Range, IpAddr)],
+) -> AddResult<'a> {
+    let version = conf.cni_version.as_str();
+    let pod_index = previous.interfaces.len() + interfaces.len() - 1;
+    let own_interfaces = interfaces.iter().map(|interface| Entry::Interface {
+        name: interface.name,
+        mac: mac_text(interface.mac),
+        mtu: (version == "1.1.0").then_some(interface.mtu),
+        sandbox: interface.sandbox.as_deref(),
+    });
+    let own_ips = networks.iter().map(|(range, address)| Entry::Ip {
+        version: version.starts_with("0.").then_some(if address.is_ipv4() { "4" } else { "6" }),
+        address: format!("{address}/{}", range.prefix().prefix_len()),
+        gateway: range.gateway(),
+        interface: pod_index,
+    });
+    let own_routes = networks.iter().map(|(range, _)| Entry::Route {
+        dst: format!("{}/0", unspecified(range.gateway())),
+        gw: range.gateway(),
+    });
+    AddResult {
+        cni_version: version,
+        interfaces: after(previous.interfaces, own_interfaces),
+        ips: after(previous.ips, own_ips),
+        routes: after(previous.routes, own_routes),
+        dns: conf.dns.clone().unwrap_or(previous.dns),
+    }
+}
+
+fn after<'a>(previous: Vec<Map<String, Value>>, own: impl Iterator<Item = Entry<'a>>) -> Vec<Entry<'a>> {
+    previous.into_iter().map(Entry::Previous).chain(own).collect()
 }
 
 pub(crate) fn mac_text(mac: &[u8]) -> String {

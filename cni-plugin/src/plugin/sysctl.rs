@@ -1,9 +1,14 @@
 //! Settings under /proc/sys/net, which are those of the namespace that the process is in. Read before they are written: a
 //! read-only /proc/sys hurts only where something would have to change.
 
-use std::{collections::BTreeSet, fs, io, path::Path};
+use std::{
+    collections::BTreeSet,
+    fs,
+    io::{self, Write},
+};
 
 use super::error::CniError;
+use crate::netlink::Link;
 
 const ALL_FORWARDING: &str = "/proc/sys/net/ipv6/conf/all/forwarding";
 
@@ -20,21 +25,23 @@ pub(crate) fn enable_forwarding(ipv4: bool, ipv6: bool) -> Result<(), CniError> 
 }
 
 /// A pod's link, before it is set up and gets addresses.
-pub(crate) fn prepare_pod_link(ifname: &str, ipv4: bool, ipv6: bool) -> Result<(), CniError> {
+pub(crate) fn prepare_pod_link(link: &Link, ipv4: bool, ipv6: bool) -> Result<(), CniError> {
+    let clear = |family: &str, key: &str, value: Option<u32>| match value {
+        Some(0) => Ok(()),
+        _ => write(&format!("/proc/sys/net/{family}/conf/{}/{key}", link.name), "0"),
+    };
+    let has = link.settings;
     if ipv4 {
-        set(&format!("/proc/sys/net/ipv4/conf/{ifname}/accept_redirects"), "0")?;
+        clear("ipv4", "accept_redirects", has.ipv4_accept_redirects)?;
     }
     if ipv6 {
         // Container runtimes disable IPv6 for a namespace by default.
-        for key in ["disable_ipv6", "accept_ra", "accept_redirects"] {
-            set(&format!("/proc/sys/net/ipv6/conf/{ifname}/{key}"), "0")?;
-        }
-        return Ok(());
+        clear("ipv6", "disable_ipv6", has.disable_ipv6)?;
+        clear("ipv6", "accept_redirects", has.accept_redirects)?;
     }
     // Pods without IPv6 addresses of ours: still nobody on the bridge gives them a route. A kernel without IPv6, or a link
     // with an MTU below 1280, has no such setting.
-    let accept_ra = format!("/proc/sys/net/ipv6/conf/{ifname}/accept_ra");
-    if Path::new(&accept_ra).exists() { set(&accept_ra, "0") } else { Ok(()) }
+    if ipv6 || has.accept_ra.is_some() { clear("ipv6", "accept_ra", has.accept_ra) } else { Ok(()) }
 }
 
 /// With forwarding on, the kernel drops routes that it learned from router advertisements, unless the link's accept_ra is
@@ -67,21 +74,23 @@ fn advertised(routes: &str) -> BTreeSet<&str> {
 }
 
 fn set(path: &str, value: &str) -> Result<(), CniError> {
-    if read(path)? == value {
-        return Ok(());
-    }
-    fs::write(path, value)
-        .map_err(|source| CniError::Io { action: format!("write {value} to {path}"), source })
+    if read(path)? == value { Ok(()) } else { write(path, value) }
+}
+
+fn write(path: &str, value: &str) -> Result<(), CniError> {
+    let file = fs::File::options().write(true).open(path); // to create is refused with another error than "missing"
+    file.and_then(|mut file| file.write_all(value.as_bytes())).map_err(|source| failed("write", path, source))
 }
 
 fn read(path: &str) -> Result<String, CniError> {
-    match fs::read_to_string(path) {
-        Ok(text) => Ok(text.trim_end().to_owned()),
-        Err(source) if source.kind() == io::ErrorKind::NotFound && path.contains("/ipv6/") => {
-            Err(CniError::Io { action: format!("read {path} (does this kernel have IPv6?)"), source })
-        }
-        Err(source) => Err(CniError::Io { action: format!("read {path}"), source }),
-    }
+    let text = fs::read_to_string(path).map_err(|source| failed("read", path, source))?;
+    Ok(text.trim_end().to_owned())
+}
+
+fn failed(what: &str, path: &str, source: io::Error) -> CniError {
+    let missing = source.kind() == io::ErrorKind::NotFound && path.contains("/ipv6/");
+    let hint = if missing { " (does this kernel have IPv6?)" } else { "" };
+    CniError::Io { action: format!("{what} {path}{hint}"), source }
 }
 
 #[cfg(test)]
