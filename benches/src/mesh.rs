@@ -16,8 +16,8 @@ use crate::report::Findings;
 use crate::stats::median;
 use crate::{Options, each_round};
 
-/// Runs of one figure.
-const RUNS: usize = 20;
+/// Runs of one figure: few would all fall into one pause of a shared machine.
+const RUNS: usize = 500;
 
 /// A cluster whose kernel is as decided, and one node that moves from one address to another.
 struct Cluster {
