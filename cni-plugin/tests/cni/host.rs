@@ -19,6 +19,8 @@ pub const TESTS: &[Test] = &[
     ("forwarding_is_turned_on", forwarding),
     ("a_default_route_by_router_advertisement_outlives_forwarding", router_advertisement),
     ("a_read_only_proc_sys_hurts_only_where_something_changes", read_only),
+    ("a_full_disk_is_an_error_that_leaves_nothing", full_disk),
+    ("a_read_only_disk_keeps_what_is_reserved", read_only_disk),
 ];
 
 fn mark() -> Result<(), Failed> {
@@ -161,6 +163,54 @@ fn read_only() -> Result<(), Failed> {
     let answer = lab.call("ADD", "fresh");
     assert_eq!(answer.code(), 5);
     assert!(answer.message().contains("/proc/sys/net/"), "{}", answer.message());
+    lab.assert_nothing_left();
+    Ok(())
+}
+
+fn full_disk() -> Result<(), Failed> {
+    let lab = Lab::new();
+    lab.add_pod("pod");
+    lab.run("mkdir /run/wg-overlay/ipam");
+    // Each entry of the store is an inode: from none of them to all.
+    for inodes in 1.. {
+        lab.run(&format!("mount -t tmpfs -o nr_inodes={inodes} disk /run/wg-overlay/ipam"));
+        let answer = lab.call("ADD", "pod");
+        if answer.ok {
+            lab.call("DEL", "pod").success();
+            assert!(inodes > 10, "{inodes} inodes were enough: was the disk full at all?");
+        } else {
+            assert!(answer.message().contains("/run/wg-overlay/ipam"), "{}", answer.message());
+        }
+        lab.assert_nothing_left();
+        lab.run("umount /run/wg-overlay/ipam");
+        if answer.ok {
+            return Ok(());
+        }
+    }
+    Ok(())
+}
+
+fn read_only_disk() -> Result<(), Failed> {
+    let lab = Lab::new();
+    lab.run("mkdir /run/wg-overlay/ipam; mount -t tmpfs disk /run/wg-overlay/ipam");
+    lab.add_pod("one");
+    lab.add_pod("two");
+    lab.call("ADD", "one").success();
+    lab.run("mount -o remount,ro /run/wg-overlay/ipam");
+    for (command, pod) in [("ADD", "two"), ("DEL", "one")] {
+        let answer = lab.call(command, pod);
+        assert!(answer.message().contains("/run/wg-overlay/ipam"), "{}", answer.message());
+    }
+    let (links, entries) = lab.leftovers();
+    assert_eq!(
+        (links.len(), entries.len()),
+        (0, 3),
+        "the link of one is gone, its addresses are not another's"
+    );
+    lab.run("mount -o remount,rw /run/wg-overlay/ipam");
+    lab.call("DEL", "one").success();
+    lab.call("ADD", "two").success();
+    lab.call("DEL", "two").success();
     lab.assert_nothing_left();
     Ok(())
 }

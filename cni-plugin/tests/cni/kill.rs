@@ -21,7 +21,8 @@ use crate::lab::{Lab, PLUGIN, conf, environment, with};
 
 pub const TESTS: &[Test] = &[
     ("add_killed_around_any_system_call_leaks_nothing", add),
-    ("del_killed_around_any_system_call_leaks_nothing", del),
+    ("del_killed_around_any_system_call_leaks_nothing", || removal("DEL")),
+    ("gc_killed_around_any_system_call_leaks_nothing", || removal("GC")),
     ("a_collection_at_any_moment_of_an_add_takes_nothing_of_it", collection),
 ];
 
@@ -49,12 +50,12 @@ fn add() -> Result<(), Failed> {
     Ok(())
 }
 
-fn del() -> Result<(), Failed> {
+fn removal(command: &str) -> Result<(), Failed> {
     let lab = Lab::new();
     lab.add_pod("pod");
     for stop in 1.. {
         lab.call("ADD", "pod").success();
-        let killed = killed_at(&lab, "DEL", stop);
+        let killed = killed_at(&lab, command, stop);
         let (links, entries) = lab.leftovers();
         assert!(
             links.is_empty() || entries.len() == 3,
