@@ -57,6 +57,12 @@ pub async fn connect(api_server: Option<&str>) -> anyhow::Result<Client> {
     Ok(ClientBuilder::new(service, namespace).build())
 }
 
+/// The host of the API server's URL, from where [`connect`] takes it.
+pub async fn api_server_host(api_server: Option<&str>) -> Option<String> {
+    let url = read_config(api_server).await.ok()?.cluster_url;
+    Some(url.host()?.trim_matches(['[', ']']).to_owned())
+}
+
 async fn read_config(api_server: Option<&str>) -> anyhow::Result<Config> {
     let mut config = Config::infer().await.context(
         "no way to the API server: neither KUBECONFIG, ~/.kube/config nor a service account is usable",

@@ -13,7 +13,7 @@ use wg_overlay_host::{DeviceMode, DeviceProgram, Host, HostConfig};
 use wg_overlay_mesh::{Local, Settings};
 
 use crate::{
-    cluster::{Nodes, connect, watch},
+    cluster::{Nodes, api_server_host, connect, watch},
     config::Config,
     identity::{self, Identity, KeyFile},
     logging,
@@ -32,7 +32,7 @@ pub async fn run(config: Config) -> anyhow::Result<ExitCode> {
     for note in &identity.notes {
         warn!("{note}");
     }
-    let local = local(&config, identity.keys.key.public_key());
+    let local = local(&config, identity.keys.key.public_key()).await;
 
     let nodes = Nodes::new(&config.node_name);
     let resolver = Resolver::default();
@@ -75,11 +75,12 @@ pub(super) async fn identity(config: &Config, host: &mut Host) -> anyhow::Result
 }
 
 /// This node as decisions see it at the start.
-pub(super) fn local(config: &Config, public_key: wg_overlay_mesh::PublicKey) -> Local {
+pub(super) async fn local(config: &Config, public_key: wg_overlay_mesh::PublicKey) -> Local {
     let settings = Settings {
         cluster_cidrs: config.pod_cidrs.clone(),
         overlay_cidrs: config.overlay_cidrs.clone(),
         reserved: api_server_addresses(config)
+            .await
             .into_iter()
             .map(|net| (net, "the API server".to_owned()))
             .collect(),
@@ -106,14 +107,12 @@ pub(super) fn local(config: &Config, public_key: wg_overlay_mesh::PublicKey) -> 
     }
 }
 
-/// What is known of where the API server is: no PodCIDR may cover it.
-fn api_server_addresses(config: &Config) -> BTreeSet<IpNet> {
+/// What is known of where the API server is, by the service of the cluster and by the URL that is asked: no PodCIDR may
+/// cover it. Where that URL has a name instead of an address, nothing is known of it.
+async fn api_server_addresses(config: &Config) -> BTreeSet<IpNet> {
     let service = std::env::var("KUBERNETES_SERVICE_HOST").ok();
-    let configured = config.api_server.as_deref().and_then(|url| {
-        let url = url.parse::<axum::http::Uri>().ok()?;
-        Some(url.host()?.trim_matches(['[', ']']).to_owned())
-    });
-    let ips = [service, configured].into_iter().flatten().filter_map(|ip| ip.parse::<IpAddr>().ok());
+    let asked = api_server_host(config.api_server.as_deref()).await;
+    let ips = [service, asked].into_iter().flatten().filter_map(|ip| ip.parse::<IpAddr>().ok());
     ips.map(IpNet::from).collect()
 }
 

@@ -29,7 +29,7 @@ pub(super) async fn run(config: Config, output: Output) -> anyhow::Result<ExitCo
         Some(key) => key,
         None => wg_overlay_host::PrivateKey::generate().public_key(),
     };
-    let mut local = local(&config, key);
+    let mut local = local(&config, key).await;
     if local.settings.cluster_cidrs.is_empty() {
         local.settings.cluster_cidrs = cluster_networks(&client).await?.unwrap_or_default().pods;
     }

@@ -16,6 +16,7 @@ pub fn cases() -> Vec<Case> {
         Case::new("a_claim_to_a_part_of_anothers_pod_cidr_moves_nothing", needs, part_of_pod_cidr),
         Case::new("a_claim_to_anothers_overlay_ip_moves_nothing", needs, overlay_ip),
         Case::new("a_claim_over_a_nodes_address_moves_nothing", needs, over_an_address),
+        Case::new("a_claim_over_the_api_servers_address_moves_nothing", needs, over_the_api_server),
         Case::new("a_claim_to_every_address_moves_nothing", needs, everything),
         Case::new("a_claim_to_anothers_key_moves_nothing", needs, key),
     ]
@@ -55,6 +56,35 @@ fn over_an_address() -> Result<()> {
         Ok(json!({ "spec": { "podCIDRs": ["fd00:244:0:7::/64"] } }))
     };
     robbed(claim, "PodCidrOverlaps")
+}
+
+/// n1's agent knows the API server by a kubeconfig, which names an address within the pod networks.
+fn over_the_api_server() -> Result<()> {
+    with_agents(2, |lab| {
+        let first = lab.node(1)?;
+        first.kill_agent()?;
+        first.exec("ip", ["route", "add", "10.244.250.6", "via", "172.30.0.1"])?;
+        first.exec(
+            "nft",
+            ["add table ip e2e; add chain ip e2e out { type nat hook output priority -100; };
+              add rule ip e2e out ip daddr 10.244.250.6 dnat to 172.30.0.1"],
+        )?;
+        let path = first.path("/etc/wg-overlay/kubeconfig");
+        let text = std::fs::read_to_string(&path)?;
+        std::fs::write(&path, text.replace("172.30.0.1:", "10.244.250.6:"))?;
+        first.start_agent(&[])?;
+        await_peers(first, 1)?;
+        let mut thief = made_up(THIEF, 66);
+        merge(&mut thief, &json!({ "spec": { "podCIDRs": ["10.244.250.0/24"] } }));
+        thief["metadata"]["annotations"].as_object_mut().context("no annotations")?.remove(OVERLAY_IPS);
+        create_node(lab, &thief)?;
+        await_refusal(first, "PodCidrOverlaps")?;
+        let note = shown(first, THIEF)?["note"].to_string();
+        ensure!(note.contains("the API server"), "{note}");
+        // it still hears of others
+        create_node(lab, &made_up("afterwards", 67))?;
+        await_peers(first, 2)
+    })
 }
 
 /// The thief's Node is as a good one, but for the claim. It is younger than the honest one.
