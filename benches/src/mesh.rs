@@ -101,8 +101,13 @@ impl Cluster {
                 (peer.endpoint, peer.written_endpoint) = (change.endpoint, change.endpoint);
             }
             Step::GuardEndpoints { add, remove } => {
-                let firewall = self.observed.firewall.iter_mut();
-                firewall.for_each(|firewall| firewall.endpoints = &(&firewall.endpoints - &remove) | &add);
+                // in place: a new set of all would put what is measured next out of the caches
+                if let Some(firewall) = &mut self.observed.firewall {
+                    for endpoint in &remove {
+                        firewall.endpoints.remove(endpoint);
+                    }
+                    firewall.endpoints.extend(add);
+                }
             }
             _ => {}
         }
