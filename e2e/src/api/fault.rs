@@ -14,7 +14,7 @@ pub struct Demand {
     pub silent: Option<bool>,
     /// Ends every open watch half-way through a line.
     pub cut_watches: bool,
-    /// The next so many lists are empty, with the present resource version.
+    /// The next so many lists, streaming ones too, are empty, with the present resource version.
     pub empty_lists: Option<u32>,
     /// The next so many lists end half-way.
     pub cut_lists: Option<u32>,

@@ -17,8 +17,8 @@ use super::http::{Filter, Resource, status_object};
 /// Where a watch begins.
 #[derive(Clone, Copy)]
 pub enum Start {
-    /// With the present objects as ADDED; `marked`: a bookmark then ends the initial events.
-    Present { marked: bool },
+    /// With the present objects as ADDED, or as if there were none; `marked`: a bookmark then ends the initial events.
+    Present { marked: bool, empty: bool },
     /// After a resource version.
     After(u64),
 }
@@ -55,7 +55,7 @@ impl Watch {
 
         let mut seen = match self.start {
             Start::After(version) => version,
-            Start::Present { marked } => self.send_present(api, &mut lines, marked).await?,
+            Start::Present { marked, empty } => self.send_present(api, &mut lines, marked, empty).await?,
         };
         loop {
             let silent = api.faults().silent;
@@ -93,12 +93,13 @@ impl Watch {
         api: &NodeApi,
         lines: &mut Lines,
         marked: bool,
+        empty: bool,
     ) -> Result<u64, mpsc::SendError> {
         let (objects, version) = {
             let store = api.store();
             (store.list(&self.resource.collection()), store.version())
         };
-        for object in objects.values().filter(|object| self.filter.matches(object)) {
+        for object in objects.values().filter(|object| !empty && self.filter.matches(object)) {
             lines.send(line("ADDED", object)).await?;
         }
         if marked {

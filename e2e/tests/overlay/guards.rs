@@ -9,12 +9,13 @@ use wg_overlay_e2e::lab::{Capture, Lab, LabConfig, Node, Prober, eventually};
 use wg_overlay_e2e::suite::Case;
 
 use crate::cluster::{PATIENCE, await_peers, pods, status, with_agents};
-use crate::look::probing;
+use crate::look::{probing, wg_overlay};
 
 pub fn cases() -> Vec<Case> {
     vec![
         Case::new("an_unknown_peer_gets_no_plaintext", &[], unknown_peer),
         Case::new("without_agent_and_tunnel_no_plaintext_leaves", &[], without_agent),
+        Case::new("an_uninstall_beneath_pods_that_send_leaks_nothing", &[], uninstalled),
         Case::new("the_unreachable_routes_hold_without_the_rules", &[], routes_alone),
         Case::new("the_rules_hold_without_the_unreachable_routes", &[], rules_alone),
         Case::new("fail_open_lets_plaintext_leave_and_says_so", &["ping"], fail_open),
@@ -82,6 +83,17 @@ fn without_agent() -> Result<()> {
         node.start_agent(&[])?;
         await_peers(node, 1)?;
         prober.await_flow(PATIENCE)
+    })
+}
+
+fn uninstalled() -> Result<()> {
+    while_pods_send(|lab, prober| {
+        let node = lab.node(1)?;
+        node.stop_agent()?;
+        let cleanup = ["cleanup", "--force", "--config", "/etc/wg-overlay/config.yaml"];
+        let said = wg_overlay(node, &cleanup)?;
+        ensure!(said.code == Some(0), "cleanup: {}{}", said.out, said.err);
+        all_are_lost(prober, "after the uninstall")
     })
 }
 

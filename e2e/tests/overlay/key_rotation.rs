@@ -7,9 +7,9 @@ use serde_json::json;
 use wg_overlay_e2e::lab::{Lab, Node, Pace, Pod, Prober, eventually, product};
 use wg_overlay_e2e::suite::Case;
 
-use crate::cluster::{PATIENCE, await_peers, pods, status, with_agents};
+use crate::cluster::{PATIENCE, await_peers, ping_all, pods, status, with_agents};
 use crate::look::rotation::{NEXT_KEY, await_end};
-use crate::look::{create_node, ensure_lossless, key_of, made_up, made_up_key, metric, wg_overlay};
+use crate::look::{create_node, ensure_lossless, key_of, made_up, made_up_key, metric, wg_overlay, wg_peer};
 
 const SINCE: &str = "wg_overlay_last_key_change_timestamp_seconds";
 const IN_PROGRESS: &str = "wg_overlay_key_rotation_in_progress";
@@ -34,6 +34,7 @@ pub fn waiting_cases() -> Vec<Case> {
     let needs = &["wg"];
     vec![
         Case::new("a_node_that_is_down_does_not_keep_a_key_from_changing", needs, down),
+        Case::new("a_node_that_was_down_while_a_key_changed_follows", &["wg", "ping"], returned),
         Case::new("a_key_changes_on_schedule", needs, on_schedule),
     ]
 }
@@ -128,6 +129,32 @@ fn down() -> Result<()> {
     })
 }
 
+fn returned() -> Result<()> {
+    with_agents(3, |lab| {
+        let all = pods(lab)?;
+        await_next_keys(lab)?;
+        let third = lab.node(3)?;
+        third.kill_agent()?;
+        third.exec(
+            "nft",
+            ["add table inet off; add chain inet off in { type filter hook input priority -400; policy drop; };
+              add chain inet off out { type filter hook output priority -400; policy drop; }"],
+        )?;
+        let before = key_of(lab, "n1")?;
+        begin(lab.node(1)?)?;
+        eventually(LONG, "the key has changed", || {
+            ensure!(key_of(lab, "n1")? != before, "{before}");
+            Ok(())
+        })?;
+        ensure!(wg_peer(third, &before)?.is_some(), "the node that is off has heard of it");
+        third.exec("nft", ["delete table inet off"])?;
+        third.start_agent(&[])?;
+        await_end(lab, PATIENCE)?;
+        ensure_gone(lab, &before)?;
+        ping_all(&all)
+    })
+}
+
 fn on_schedule() -> Result<()> {
     under_traffic(2, |lab, _, prober| {
         let before = key_of(lab, "n1")?;
@@ -167,13 +194,17 @@ fn under_traffic(nodes: u8, body: impl FnOnce(&Lab, &[Pod], &mut Prober) -> Resu
         let mut prober = lab.paced_prober(&all.iter().collect::<Vec<_>>(), pace)?;
         prober.await_flow(PATIENCE)?;
         prober.reset()?;
-        eventually(PATIENCE, "every node publishes its next key", || {
-            for node in lab.nodes() {
-                ensure!(lab.api().annotation(node.name(), NEXT_KEY)?.is_some(), "{} does not", node.name());
-            }
-            Ok(())
-        })?;
+        await_next_keys(lab)?;
         body(lab, &all, &mut prober)
+    })
+}
+
+fn await_next_keys(lab: &Lab) -> Result<()> {
+    eventually(PATIENCE, "every node publishes its next key", || {
+        for node in lab.nodes() {
+            ensure!(lab.api().annotation(node.name(), NEXT_KEY)?.is_some(), "{} does not", node.name());
+        }
+        Ok(())
     })
 }
 

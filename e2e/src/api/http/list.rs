@@ -92,8 +92,8 @@ fn watch(api: &NodeApi, target: &Target, filter: Filter, options: &Options) -> R
         return Err(too_large(asked, newest));
     }
     let start = match (initial, asked) {
-        (true, _) => Start::Present { marked: bookmarks },
-        (false, 0) => Start::Present { marked: false },
+        (true, _) => Start::Present { marked: bookmarks, empty: api.faults().take_empty_list() },
+        (false, 0) => Start::Present { marked: false, empty: false },
         (false, version) => Start::After(version),
     };
     let timeout = Duration::from_secs(options.timeout_seconds.unwrap_or(WATCH_SECONDS));

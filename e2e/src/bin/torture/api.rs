@@ -62,9 +62,13 @@ fn any(run: &mut Run) -> Fault {
         }
         5 => Fault::Half,
         6 => Fault::Demand(json!({ "silent": true })),
-        7 => Fault::Demand(
-            json!({ "emptyLists": ALL, "streamingLists": false, "compact": true, "cutWatches": true }),
-        ),
+        7 => {
+            let (how, streaming) =
+                run.choose(&[("emptyLists", false), ("emptyLists", true), ("cutLists", false)]);
+            Fault::Demand(
+                json!({ (how): ALL, "streamingLists": streaming, "compact": true, "cutWatches": true }),
+            )
+        }
         _ => {
             Fault::Demand(json!({ "streamingLists": run.random.bool(), "compact": true, "cutWatches": true }))
         }

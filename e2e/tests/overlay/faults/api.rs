@@ -27,14 +27,9 @@ pub fn cases() -> Vec<Case> {
         Case::new("api_has_no_streaming_lists", needs, || {
             fails(&json!({ "streamingLists": false, "compact": true, "cutWatches": true }), listed)
         }),
-        Case::new("api_gives_an_empty_list", needs, || {
-            let empty =
-                json!({ "emptyLists": 1000, "streamingLists": false, "compact": true, "cutWatches": true });
-            fails(&empty, |lab| {
-                ensure!(lab.api().set_faults(&json!({}))?["emptyLists"] != 1000, "no list was asked for");
-                Ok(())
-            })
-        }),
+        Case::new("api_gives_an_empty_list", needs, || bad_lists("emptyLists", false)),
+        Case::new("api_streams_an_empty_list", needs, || bad_lists("emptyLists", true)),
+        Case::new("api_cuts_a_list_half_way", needs, || bad_lists("cutLists", false)),
         Case::new("api_watches_are_silent", needs, silent),
         Case::new("api_is_gone_when_an_agent_starts", needs, gone_at_start),
         Case::new("an_agents_own_node_is_deleted_for_a_while", needs, own_node_deleted),
@@ -65,6 +60,15 @@ fn listed(lab: &Lab) -> Result<()> {
         "nobody has listed Nodes: {requests:?}"
     );
     Ok(())
+}
+
+/// Each of the next lists is wrong in the one way.
+fn bad_lists(how: &str, streaming: bool) -> Result<()> {
+    let fault = json!({ (how): 1000, "streamingLists": streaming, "compact": true, "cutWatches": true });
+    fails(&fault, |lab| {
+        ensure!(lab.api().set_faults(&json!({}))?[how] != 1000, "no list was asked for");
+        Ok(())
+    })
 }
 
 /// `met` proves that the agents have met the fault.
