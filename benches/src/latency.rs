@@ -23,9 +23,7 @@ pub fn measure(options: &Options, findings: &mut Findings) -> Result<()> {
     let rate = half_of_the_slowest(&engines)?;
     let data = each_round_of(options.rounds, &engines.all, |engine, series: &mut Series| {
         let idle = ping(&engines, &engine)?;
-        let (loaded, ended) = again(|| ping_loaded(&engines, &engine, &rate))?;
-        ensure!(!ended, "the load on {} ended before the pings", engine.kind.name());
-        let loaded = loaded?;
+        let loaded = again(|| ping_loaded(&engines, &engine, &rate))?;
         for (column, (times, at)) in
             series.iter_mut().zip([(&idle, 0.5), (&idle, 0.99), (&loaded, 0.5), (&loaded, 0.99)])
         {
@@ -55,14 +53,15 @@ fn half_of_the_slowest(engines: &Engines) -> Result<String> {
     Ok(format!("{:.0}", slowest / 2.0))
 }
 
-/// The same while a TCP stream of `rate` passes, and whether that ended first.
-fn ping_loaded(engines: &Engines, engine: &Engine, rate: &str) -> Result<(Result<Vec<f64>>, bool)> {
+/// The same while a TCP stream of `rate` passes.
+fn ping_loaded(engines: &Engines, engine: &Engine, rate: &str) -> Result<Vec<f64>> {
     let mut load = engines.iperf3_command(engine, &["-t", "4", "-b", rate])?;
     let mut load = load.stdout(Stdio::piped()).spawn().context("start iperf3")?;
     let times = ping(engines, engine);
     let ended = load.try_wait()?.is_some();
     told(engine, &String::from_utf8(load.wait_with_output()?.stdout)?)?;
-    Ok((times, ended))
+    ensure!(!ended, "the load on {} ended before the pings", engine.kind.name());
+    times
 }
 
 /// The times of the pings that came back, in milliseconds; none is an error.
