@@ -58,9 +58,12 @@ pub async fn connect(api_server: Option<&str>) -> anyhow::Result<Client> {
 }
 
 /// The host of the API server's URL, from where [`connect`] takes it.
-pub async fn api_server_host(api_server: Option<&str>) -> Option<String> {
-    let url = read_config(api_server).await.ok()?.cluster_url;
-    Some(url.host()?.trim_matches(['[', ']']).to_owned())
+///
+/// # Errors
+/// The same as there.
+pub async fn api_server_host(api_server: Option<&str>) -> anyhow::Result<Option<String>> {
+    let url = read_config(api_server).await?.cluster_url;
+    Ok(url.host().map(|host| host.trim_matches(['[', ']']).to_owned()))
 }
 
 async fn read_config(api_server: Option<&str>) -> anyhow::Result<Config> {

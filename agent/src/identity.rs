@@ -167,12 +167,6 @@ impl KeyFile {
     /// # Errors
     /// What the file system answers; the file is then what it was.
     pub fn write(&self, keys: &Keys) -> io::Result<()> {
-        if let Some(folder) = self.path.parent() {
-            fs::create_dir_all(folder)?;
-        }
-        let temporary = beside(&self.path, "new");
-        let mut out =
-            fs::OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&temporary)?;
         let since = keys.since.duration_since(UNIX_EPOCH).unwrap_or_default().as_secs();
         let mut text = Zeroizing::new(String::with_capacity(512));
         *text +=
@@ -187,15 +181,39 @@ impl KeyFile {
         if let Some(rotation) = keys.rotation {
             *text += &format!("rotation {rotation}\n");
         }
-        out.write_all(text.as_bytes())?;
-        out.sync_all()?;
-        fs::rename(&temporary, &self.path)
+        put(&self.path, text.as_bytes())
+    }
+
+    /// The file beside it that says who held what.
+    pub fn record(&self) -> PathBuf {
+        beside(&self.path, RECORD)
     }
 }
 
-/// Every file that the key's may have left: itself, one that was set aside, one that was never put in its place.
-pub fn files(file: &Path) -> [PathBuf; 3] {
-    [file.to_owned(), beside(file, "unusable"), beside(file, "new")]
+/// The end of the name of the record that lies beside the key.
+const RECORD: &str = "peers";
+
+/// Every file that the key's may have left: itself, one that was set aside, the record beside it, and what was never put in
+/// its place.
+pub fn files(file: &Path) -> [PathBuf; 5] {
+    let record = beside(file, RECORD);
+    [file.to_owned(), beside(file, "unusable"), beside(file, "new"), beside(&record, "new"), record]
+}
+
+/// Writes a file that only root reads, in place of the one before, so that it survives a crash as a whole.
+///
+/// # Errors
+/// What the file system answers; the file is then what it was.
+pub fn put(path: &Path, contents: &[u8]) -> io::Result<()> {
+    if let Some(folder) = path.parent() {
+        fs::create_dir_all(folder)?;
+    }
+    let temporary = beside(path, "new");
+    let mut out =
+        fs::OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&temporary)?;
+    out.write_all(contents)?;
+    out.sync_all()?;
+    fs::rename(&temporary, path)
 }
 
 fn beside(file: &Path, suffix: &str) -> PathBuf {

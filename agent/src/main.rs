@@ -9,6 +9,7 @@ mod identity;
 mod logging;
 mod metrics;
 mod reconciler;
+mod record;
 mod resolver;
 mod rotation;
 mod server;

@@ -33,8 +33,9 @@ use wg_overlay_mesh::{Changes, Local, LocalProblem, Mesh, Step, Touched, plan_to
 use crate::{
     cluster::{ClusterNetworks, Nodes, Publisher, Reporter, chain, learn_networks, look_for_policies},
     config::Config,
-    identity::Identity,
+    identity::{Identity, KeyFile},
     metrics::Counters,
+    record::{Record, read_or_forget},
     resolver::Resolver,
     rotation::Rotator,
     server::Question,
@@ -68,6 +69,10 @@ pub struct Reconciler {
     policies: Arc<AtomicBool>,
     local: Local,
     rotator: Rotator,
+    /// Where the key is kept, and beside it the record.
+    file: Option<KeyFile>,
+    /// What was written down before this agent's start, until the first decision.
+    record: Option<Record>,
     mesh: Mesh,
     tracker: PeerTracker,
     counters: Counters,
@@ -82,6 +87,8 @@ struct Last {
     carried_out: bool,
     /// Whether its plan was long.
     long: bool,
+    /// Whether something was decided since who holds what was written down.
+    unrecorded: bool,
     /// Problems by who found them, each replaced when it is looked at again.
     problems: BTreeMap<&'static str, Vec<String>>,
     cni: Option<CniStatus>,
@@ -137,7 +144,10 @@ impl Reconciler {
         let publisher = Publisher::start(client, parts.nodes.clone(), node, parts.config.legacy_annotations);
         let mut last = Last::default();
         last.problems.insert("key", parts.identity.problem.iter().cloned().collect());
+        let file = parts.identity.file.clone();
         let mut reconciler = Self {
+            record: file.as_ref().map(|file| read_or_forget(file, |problem| warn!("{problem}"))),
+            file,
             publisher,
             policies: look_for_policies(parts.client.clone(), reporter.clone()),
             reporter,
@@ -275,6 +285,7 @@ impl Reconciler {
         let long = plan.steps.len() > STEPS_FOLLOWED;
         let again = !std::mem::replace(&mut self.last.long, long) && long;
         self.report_refusals(&touched);
+        self.last.unrecorded |= touched.part().is_none_or(|part| !part.nodes.is_empty());
         if full || scope.firewall || plan.steps.contains(&Step::SetPortGuard) {
             self.fill_ports().await;
         }
@@ -289,6 +300,9 @@ impl Reconciler {
         if let Some(decision) = self.mesh.decision() {
             self.publisher.want(&decision.advertisement, installed && self.is_ready());
         }
+        if full {
+            self.write_record().await;
+        }
         self.set_state(if self.has_problems() { State::Degraded } else { State::Converged });
         match installed {
             true if self.host.is_stale() || again || turned => Err(Unfinished::Again),
@@ -300,8 +314,12 @@ impl Reconciler {
     /// Brings the decision up to date; `None` before the first full list of Nodes.
     fn decide(&mut self) -> Option<Result<Touched, LocalProblem>> {
         let resolved = self.resolver.answers();
-        let (host, mesh, local) = (&mut self.host, &mut self.mesh, &self.local);
+        let (host, mesh, local, record) = (&mut self.host, &mut self.mesh, &self.local, &mut self.record);
         self.nodes.follow(|view, nodes| {
+            if let Some(record) = record.take() {
+                let record = record.beside(host.observed());
+                *mesh = Mesh::new(record.prefixes, record.keys);
+            }
             let changes = Changes { nodes, peers: host.take_changed_peers() };
             mesh.update(local, view, &resolved, host.observed(), changes)
         })

@@ -147,6 +147,7 @@ fn local(own: &MadeUp) -> Result<Local> {
             fail_closed: true,
         },
         holders: BTreeMap::new(),
+        key_holders: BTreeMap::new(),
     })
 }
 

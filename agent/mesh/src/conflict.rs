@@ -1,7 +1,7 @@
 //! Which of several claims to one key, prefix or address is believed.
 //!
-//! What is programmed stays, prefix by prefix, and no new claim is programmed over it; where none is, the older Node
-//! keeps a prefix and a doubled key stays refused. So a Node that claims what another holds moves nothing, in
+//! What is programmed stays, prefix by prefix, and no new claim is programmed over it; where the kernel has forgotten, what
+//! was written down counts; where nothing is known, the older Node keeps a prefix and a doubled key stays refused. So a Node that claims what another holds moves nothing, in
 //! whatever order both arrive, and whatever else it holds itself.
 //!
 //! Claims that share no key and no address with each other don't matter to each other: a part of the claims may be
@@ -33,6 +33,8 @@ pub(crate) struct Evidence<'a> {
     pub(crate) nodes: &'a BTreeMap<Arc<str>, Known>,
     /// Which Node held a prefix at the last decision.
     pub(crate) holders: &'a BTreeMap<IpNet, Arc<str>>,
+    /// Which Node held a key when that was last written down.
+    pub(crate) key_holders: &'a BTreeMap<PublicKey, Arc<str>>,
 }
 
 /// A claim that is believed.
@@ -97,11 +99,16 @@ impl<'e> Evidence<'e> {
         (settled, refused)
     }
 
-    /// Of several claims to one key and prefix the one that asks for just what the kernel holds, else the oldest.
+    /// Of several claims to one key and prefix the one that asks for just what the kernel holds, else the oldest; where the
+    /// kernel holds none, the one that had the key.
     fn key_holder<'a>(&self, claims: &[&'a Claim]) -> Option<&'a Claim> {
         let programmed = claims.iter().filter(|c| c.prefixes().any(|net| self.is_in_kernel(c, &net)));
         let likeness = |c| Some(self.likeness(c, self.observed.peers.get(&c.key)?, |socket| socket));
-        programmed.min_by_key(|c| (Reverse(likeness(c)), c.age())).copied()
+        let had = |c: &&&Claim| self.key_holders.get(&c.key) == Some(&c.node);
+        programmed
+            .min_by_key(|c| (Reverse(likeness(c)), c.age()))
+            .or_else(|| claims.iter().find(had))
+            .copied()
     }
 
     /// Whether this Node has its next key: what the second device holds stays, then a Node that has the key already comes

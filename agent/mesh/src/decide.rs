@@ -6,7 +6,7 @@ use ipnet::IpNet;
 
 use crate::{
     Advertisement, Changes, ClusterView, DesiredState, Local, LocalProblem, Mesh, NodeRecord, ObservedState,
-    Refusal, Resolved, Underlay, UnderlayLink, claim::addresses,
+    PublicKey, Refusal, Resolved, Underlay, UnderlayLink, claim::addresses,
 };
 
 /// What is to be done, and what is refused.
@@ -26,6 +26,19 @@ pub struct Decision {
     pub holders: BTreeMap<IpNet, Arc<str>>,
 }
 
+impl Decision {
+    /// Each peer's Node with its key and the prefixes that it holds. One that may be a mere copy of another holds none, and is
+    /// left out.
+    pub fn titles(&self) -> impl Iterator<Item = (&Arc<str>, PublicKey, impl Iterator<Item = &IpNet>)> {
+        self.desired.peers.iter().filter_map(|(key, peer)| {
+            let held = |net: &&IpNet| self.holders.get(*net) == Some(&peer.node);
+            let mut prefixes = peer.allowed_ips.iter().filter(held).peekable();
+            prefixes.peek()?;
+            Some((&peer.node, *key, prefixes))
+        })
+    }
+}
+
 /// Decides what the kernel of this node should hold, from nothing but what is given: [`Mesh`] keeps a decision and
 /// follows changes.
 ///
@@ -37,7 +50,7 @@ pub fn decide(
     resolved: &Resolved,
     observed: &ObservedState,
 ) -> Result<Decision, LocalProblem> {
-    let mut mesh = Mesh::new(local.holders.clone());
+    let mut mesh = Mesh::new(local.holders.clone(), local.key_holders.clone());
     Ok(mesh.judge(local, cluster, resolved, observed, Changes::default())?.0)
 }
 

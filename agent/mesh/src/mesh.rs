@@ -78,6 +78,8 @@ pub struct Mesh {
     moved: BTreeSet<IpNet>,
     /// Who held which prefix before the first decision.
     holders: BTreeMap<IpNet, Arc<str>>,
+    /// Who held which key before it.
+    key_holders: BTreeMap<PublicKey, Arc<str>>,
 }
 
 /// This many changes at least are followed one by one; more, if they are an eighth of the cluster, are decided on with
@@ -85,9 +87,9 @@ pub struct Mesh {
 const FOLLOWED: usize = 64;
 
 impl Mesh {
-    /// Begins with who held which prefix at an earlier decision.
-    pub fn new(holders: BTreeMap<IpNet, Arc<str>>) -> Self {
-        Self { holders, ..Self::default() }
+    /// Begins with who held which prefix and which key at an earlier decision.
+    pub fn new(holders: BTreeMap<IpNet, Arc<str>>, key_holders: BTreeMap<PublicKey, Arc<str>>) -> Self {
+        Self { holders, key_holders, ..Self::default() }
     }
 
     /// The last decision; `None` before the first.
@@ -236,7 +238,8 @@ impl Mesh {
             }
         }
         let (resolved, index, reach) = (&self.resolved, &self.index, basis.reach());
-        let evidence = Evidence { resolved, reach, observed, index, nodes: &self.nodes, holders };
+        let (nodes, key_holders) = (&self.nodes, &self.key_holders);
+        let evidence = Evidence { resolved, reach, observed, index, nodes, holders, key_holders };
         let (believed, refused) = settle(&basis.own, claims, &evidence);
         refused.into_iter().for_each(|(claim, reason)| drop(refuse(&claim.node, reason)));
         let mut held = Vec::with_capacity(2 * believed.len());

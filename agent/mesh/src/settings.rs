@@ -68,6 +68,8 @@ pub struct Local {
     pub settings: Settings,
     /// Which Node held which prefix at the last decision; empty at the start.
     pub holders: BTreeMap<IpNet, Arc<str>>,
+    /// Which Node held which key when that was last written down: it counts where the kernel has no peer with the key.
+    pub key_holders: BTreeMap<PublicKey, Arc<str>>,
 }
 
 /// The answers of this node's resolver: addresses by lower-case name, the last good answer where there is none now.

@@ -84,10 +84,11 @@ fn due(n: u8) -> Vec<(IpNet, PublicKey, Option<SocketAddr>)> {
     vec![(v4(n), key(n), endpoint), (v6(n), key(n), endpoint)]
 }
 
-/// Decides and carries out; a restarted agent has forgotten who held what.
+/// Decides and carries out; a restarted agent has forgotten who held what, where nothing was written down.
 fn turn(local: &mut Local, view: &ClusterView, state: &mut ObservedState, restart: bool) -> Decision {
     if restart {
         local.holders.clear();
+        local.key_holders.clear();
     }
     let decision = decided(local, view, state);
     let before = state.clone();
@@ -95,6 +96,17 @@ fn turn(local: &mut Local, view: &ClusterView, state: &mut ObservedState, restar
     assert_holds(state, &decision.desired, &before);
     local.holders.clone_from(&decision.holders);
     decision
+}
+
+/// The kernel has forgotten all, and the agent knows what was written down.
+fn reboot(local: &mut Local, state: &mut ObservedState, last: &Decision) {
+    *state = fresh();
+    local.holders.clear();
+    local.key_holders.clear();
+    for (node, key, prefixes) in last.titles() {
+        local.key_holders.insert(key, node.clone());
+        local.holders.extend(prefixes.map(|net| (*net, node.clone())));
+    }
 }
 
 proptest! {
@@ -129,6 +141,38 @@ proptest! {
             }
             let honest = |n: &&u8| nodes.contains_key(&name(**n)) && holdings(&desired, **n) == due(**n);
             programmed = arrivals.iter().filter(honest).copied().collect();
+        }
+    }
+
+    /// The same where the whole node is rebooted at any time, and nothing but what was written down is left.
+    #[test]
+    fn nobody_elses_prefix_moves_across_reboots(
+        arrivals in Just((2..=6u8).collect::<Vec<_>>()).prop_shuffle(),
+        victim in 2..=6u8,
+        older: bool,
+        lies in proptest::collection::vec(subsequence(LIES.to_vec(), 0..=LIES.len()), 12),
+        reboots in any::<[bool; 12]>(),
+    ) {
+        let (mut local, mut state, mut nodes) = (local(), fresh(), view([1]));
+        let created = if older { 0 } else { 5000 };
+        let mut programmed: Vec<u8> = Vec::new();
+        for (at, lies) in lies.iter().enumerate() {
+            let arrived = arrivals.get(at / 2).filter(|_| at % 2 == 0);
+            nodes.extend(arrived.map(|n| (name(*n), node(*n))));
+            if at > 0 {
+                nodes.insert(HOSTILE.to_owned(), hostile(victim, created, lies));
+            }
+            let decision = turn(&mut local, &nodes, &mut state, false);
+            for n in &programmed {
+                prop_assert_eq!(holdings(&decision.desired, *n), due(*n), "worker-{} after {:?}", n, lies);
+            }
+            // who copies all before the victim is there is told from it by nobody, and gets no title
+            let titles: Vec<_> = decision.titles().map(|(node, ..)| node.to_string()).collect();
+            let honest = |n: &&u8| titles.contains(&name(**n)) && holdings(&decision.desired, **n) == due(**n);
+            programmed = arrivals.iter().filter(honest).copied().collect();
+            if reboots[at] {
+                reboot(&mut local, &mut state, &decision);
+            }
         }
     }
 
@@ -188,6 +232,33 @@ fn a_doubled_key_stays_with_the_node_that_is_programmed_with_it() {
         assert_eq!(decision.refusals[HOSTILE].reason, Reason::DuplicateKey { holder: Some(name(2)) });
         assert_eq!(*decision.desired.peers[&key(2)].node, *name(2));
     }
+}
+
+#[test]
+fn a_key_and_prefixes_that_are_written_down_stay_after_a_reboot() {
+    for lies in [&[Key][..], &[CidrV4], &[PartOfCidr], &[Key, CidrV4, CidrV6, InternalIp]] {
+        let (mut local, mut state, mut nodes) = (local(), fresh(), view(1..=3));
+        let before = turn(&mut local, &nodes, &mut state, false);
+        nodes.insert(HOSTILE.to_owned(), hostile(2, 0, lies));
+        reboot(&mut local, &mut state, &before);
+        for _ in 0..2 {
+            let decision = turn(&mut local, &nodes, &mut state, false);
+            assert_eq!(decision.refusals.keys().collect::<Vec<_>>(), [HOSTILE], "{lies:?}");
+            assert_eq!(holdings(&decision.desired, 2), due(2), "{lies:?}");
+        }
+    }
+}
+
+#[test]
+fn a_key_whose_holder_is_written_down_and_gone_is_anothers() {
+    let (mut local, mut state, mut nodes) = (local(), fresh(), view(1..=3));
+    let before = turn(&mut local, &nodes, &mut state, false);
+    nodes.remove(&name(2));
+    nodes.insert(HOSTILE.to_owned(), hostile(2, 9000, &[Key, CidrV4]));
+    reboot(&mut local, &mut state, &before);
+    let decision = turn(&mut local, &nodes, &mut state, false);
+    assert!(decision.refusals.is_empty(), "{:?}", decision.refusals);
+    assert!(decision.desired.peers[&key(2)].allowed_ips.contains(&v4(2)));
 }
 
 #[test]

@@ -6,7 +6,7 @@
 use std::{
     collections::BTreeMap,
     sync::{Arc, Mutex, PoisonError},
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use k8s_openapi::{
@@ -34,6 +34,10 @@ const PATIENCE: Duration = Duration::from_secs(10);
 const FIRST_RETRY: Duration = Duration::from_secs(1);
 const LAST_RETRY: Duration = Duration::from_secs(15);
 
+/// How long what was written may take to come back by the watch. For so long it isn't written again to a Node that is seen
+/// as it was before.
+const ECHO: Duration = Duration::from_secs(5);
+
 /// The reason by which our condition is known as ours.
 const REASON: &str = "WgOverlayIsUp";
 
@@ -59,7 +63,7 @@ impl Publisher {
     pub fn start(client: Client, nodes: Nodes, node: String, legacy: bool) -> Self {
         let (wanted, mut changed) = watch::channel(None);
         let problem = Arc::new(Mutex::new(None));
-        let task = Task { client, nodes, node, legacy, problem: problem.clone() };
+        let mut task = Task { client, nodes, node, legacy, problem: problem.clone(), written: None };
         tokio::spawn(async move {
             let mut wait = FIRST_RETRY;
             while changed.changed().await.is_ok() {
@@ -96,11 +100,21 @@ struct Task {
     node: String,
     legacy: bool,
     problem: Arc<Mutex<Option<String>>>,
+    /// When was written last, and to a Node that was seen how.
+    written: Option<(Instant, Difference)>,
+}
+
+/// A Node's annotations as they are seen, and what is to become of them and of its condition.
+#[derive(PartialEq)]
+struct Difference {
+    found: BTreeMap<String, String>,
+    annotations: BTreeMap<String, Value>,
+    up: bool,
 }
 
 impl Task {
     /// Returns whether the Node says what it should.
-    async fn publish(&self, wanted: Option<Wanted>) -> bool {
+    async fn publish(&mut self, wanted: Option<Wanted>) -> bool {
         let Some(Wanted { advertisement, ready }) = wanted else { return true };
         let wanted = advertisement.annotations(self.legacy);
         let found = self.nodes.read(|view| Some(view?.record(&self.node)?.into_owned().annotations));
@@ -108,20 +122,25 @@ impl Task {
         let Some(found) = found else { return true };
         let gone = PASSING.iter().filter(|name| found.contains_key(**name) && !wanted.contains_key(**name));
         let gone: Vec<_> = gone.map(|name| ((*name).to_owned(), Value::Null)).collect();
-        let differing: BTreeMap<_, _> = wanted
+        let annotations: BTreeMap<_, _> = wanted
             .into_iter()
             .filter(|(name, value)| found.get(name) != Some(value))
             .map(|(name, value)| (name, Value::String(value)))
             .chain(gone)
             .collect();
         let up = ready && is_due(self.nodes.network().as_ref());
-        let problem = if differing.is_empty() && !up {
+        let difference = Difference { found, annotations, up };
+        let problem = if difference.annotations.is_empty() && !up {
             None
+        } else if self.written.as_ref().is_some_and(|(at, last)| at.elapsed() < ECHO && *last == difference) {
+            return false;
         } else {
             let conditions = if up { vec![json!(condition())] } else { vec![] };
-            match timeout(PATIENCE, patch(&self.client, &self.node, json!(differing), conditions)).await {
+            let annotations = &difference.annotations;
+            match timeout(PATIENCE, patch(&self.client, &self.node, json!(annotations), conditions)).await {
                 Ok(Ok(())) => {
-                    info!(node = self.node, annotations = ?differing.keys(), up, "published");
+                    info!(node = self.node, annotations = ?annotations.keys(), up, "published");
+                    self.written = Some((Instant::now(), difference));
                     None
                 }
                 Ok(Err(error)) => Some(chain(&error)),

@@ -32,7 +32,7 @@ pub async fn run(config: Config) -> anyhow::Result<ExitCode> {
     for note in &identity.notes {
         warn!("{note}");
     }
-    let local = local(&config, identity.keys.key.public_key()).await;
+    let local = local(&config, identity.keys.key.public_key()).await?;
 
     let nodes = Nodes::new(&config.node_name);
     let resolver = Resolver::default();
@@ -65,22 +65,26 @@ pub(super) fn open_host(config: &Config) -> anyhow::Result<Host> {
 /// The node's key, from the device or the file.
 pub(super) async fn identity(config: &Config, host: &mut Host) -> anyhow::Result<Identity> {
     let device = host.device_private_key().await?;
+    Ok(identity::ensure(key_file(config), device))
+}
+
+/// Where the node's key is kept, if it is.
+pub(super) fn key_file(config: &Config) -> Option<KeyFile> {
+    let path = config.key_file.clone()?;
     let machine_id = std::fs::read_to_string("/etc/machine-id").unwrap_or_default();
-    let file = config.key_file.clone().map(|path| KeyFile {
-        path,
-        node: config.node_name.clone(),
-        machine_id: machine_id.trim().to_owned(),
-    });
-    Ok(identity::ensure(file, device))
+    Some(KeyFile { path, node: config.node_name.clone(), machine_id: machine_id.trim().to_owned() })
 }
 
 /// This node as decisions see it at the start.
-pub(super) async fn local(config: &Config, public_key: wg_overlay_mesh::PublicKey) -> Local {
+///
+/// # Errors
+/// Where it isn't known where the API server is.
+pub(super) async fn local(config: &Config, public_key: wg_overlay_mesh::PublicKey) -> anyhow::Result<Local> {
     let settings = Settings {
         cluster_cidrs: config.pod_cidrs.clone(),
         overlay_cidrs: config.overlay_cidrs.clone(),
         reserved: api_server_addresses(config)
-            .await
+            .await?
             .into_iter()
             .map(|net| (net, "the API server".to_owned()))
             .collect(),
@@ -96,7 +100,7 @@ pub(super) async fn local(config: &Config, public_key: wg_overlay_mesh::PublicKe
         DeviceMode::Kernel => u32::from(u16::MAX),
         DeviceMode::Auto | DeviceMode::UserSpace => u32::from(wg_overlay_userspace::MAX_MTU),
     };
-    Local {
+    Ok(Local {
         node_name: config.node_name.clone(),
         public_key,
         next_key: None,
@@ -104,16 +108,17 @@ pub(super) async fn local(config: &Config, public_key: wg_overlay_mesh::PublicKe
         max_mtu,
         settings,
         holders: Default::default(),
-    }
+        key_holders: Default::default(),
+    })
 }
 
 /// What is known of where the API server is, by the service of the cluster and by the URL that is asked: no PodCIDR may
 /// cover it. Where that URL has a name instead of an address, nothing is known of it.
-async fn api_server_addresses(config: &Config) -> BTreeSet<IpNet> {
+async fn api_server_addresses(config: &Config) -> anyhow::Result<BTreeSet<IpNet>> {
     let service = std::env::var("KUBERNETES_SERVICE_HOST").ok();
-    let asked = api_server_host(config.api_server.as_deref()).await;
+    let asked = api_server_host(config.api_server.as_deref()).await?;
     let ips = [service, asked].into_iter().flatten().filter_map(|ip| ip.parse::<IpAddr>().ok());
-    ips.map(IpNet::from).collect()
+    Ok(ips.map(IpNet::from).collect())
 }
 
 /// Resolves at SIGTERM or SIGINT.

@@ -8,12 +8,13 @@ use wg_overlay_mesh::{Advertisement, decide, plan};
 
 use super::{
     Output,
-    agent::{local, open_host},
+    agent::{key_file, local, open_host},
 };
 use crate::{
     cluster::{cluster_networks, connect, list},
     config::Config,
     reconciler::{gateways_in_use, names},
+    record::read_or_forget,
     resolver::resolve,
 };
 
@@ -29,9 +30,13 @@ pub(super) async fn run(config: Config, output: Output) -> anyhow::Result<ExitCo
         Some(key) => key,
         None => wg_overlay_host::PrivateKey::generate().public_key(),
     };
-    let mut local = local(&config, key).await;
+    let mut local = local(&config, key).await?;
     if local.settings.cluster_cidrs.is_empty() {
         local.settings.cluster_cidrs = cluster_networks(&client).await?.unwrap_or_default().pods;
+    }
+    if let Some(file) = key_file(&config) {
+        let record = read_or_forget(&file, |problem| eprintln!("wg-overlay: {problem}")).beside(&observed);
+        (local.holders, local.key_holders) = (record.prefixes, record.keys);
     }
     let nodes = list(client).await?;
     let own = nodes.get(&config.node_name).and_then(|own| Advertisement::parse(&own.annotations).ok());

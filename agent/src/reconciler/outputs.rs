@@ -2,6 +2,7 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
+    io,
     sync::atomic::Ordering,
     time::{Duration, Instant},
 };
@@ -17,7 +18,7 @@ use wg_overlay_mesh::{
 use super::Reconciler;
 use crate::{
     cluster::{NOT_ENFORCED, chain},
-    cni_install,
+    cni_install, record,
     server::{Health, Question, Report},
     status::{DeviceStatus, PeerState, PeerStatus, PodRange, State, Status},
 };
@@ -128,6 +129,24 @@ impl Reconciler {
         }
         self.note("cni", problem.into_iter().collect());
         worked
+    }
+
+    /// Writes down who holds what, if something was decided since the last time.
+    pub(super) async fn write_record(&mut self) {
+        let (Some(file), Some(decision)) = (self.file.clone(), self.mesh.decision()) else { return };
+        if !std::mem::take(&mut self.last.unrecorded) {
+            return;
+        }
+        let (path, text) = (file.record(), record::text(&file, decision));
+        let written = spawn_blocking(move || record::write(&file, &text)).await.map_err(io::Error::from);
+        let problem = written.flatten().err().map(|error| {
+            self.last.unrecorded = true;
+            format!(
+                "can't write {}: {error}. Who holds which prefix is forgotten at a reboot",
+                path.display()
+            )
+        });
+        self.note("record", problem.into_iter().collect());
     }
 
     /// Lets new pods wait: a Node that is gone may come back with other PodCIDRs, and where these pods are nobody would know.

@@ -103,6 +103,7 @@ pub fn local() -> Local {
             fail_closed: true,
         },
         holders: BTreeMap::new(),
+        key_holders: BTreeMap::new(),
     }
 }
 
