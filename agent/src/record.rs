@@ -1,11 +1,7 @@
 //! Who held which prefix and key when this node last looked, in a file beside the key's: after a reboot the kernel has
 //! forgotten it, and a claim to what another held must still move nothing.
 
-use std::{
-    collections::{BTreeMap, BTreeSet},
-    fs, io,
-    sync::Arc,
-};
+use std::{collections::BTreeMap, fs, io, sync::Arc};
 
 use ipnet::IpNet;
 use wg_overlay_mesh::{Decision, ObservedState, PublicKey};
@@ -65,10 +61,15 @@ impl Record {
         Some(())
     }
 
-    /// Leaves out the prefixes that the kernel has: who has them there is newer than what was written down.
+    /// Leaves out the prefixes that the kernel has with a key which isn't the holder's as written down: the kernel is newer.
     pub fn beside(mut self, observed: &ObservedState) -> Self {
-        let held: BTreeSet<_> = observed.peers.values().flat_map(|peer| peer.allowed_ips.iter()).collect();
-        self.prefixes.retain(|net, _| !held.contains(net));
+        for (key, peer) in &observed.peers {
+            for net in peer.allowed_ips.iter() {
+                if self.prefixes.get(net).is_some_and(|holder| self.keys.get(key) != Some(holder)) {
+                    self.prefixes.remove(net);
+                }
+            }
+        }
         self
     }
 }
@@ -182,12 +183,15 @@ mod tests {
     fn what_the_kernel_holds_is_newer() {
         let (_folder, file) = place();
         write(&file, &(head(&file) + &line(2) + &line(3))).unwrap();
-        let mut observed = ObservedState::default();
-        let key = PublicKey::from_bytes([77; 32]).unwrap();
-        let peer = observed.peers.entry(key).or_default();
-        peer.allowed_ips = ["10.244.2.0/24".parse().unwrap()].into();
-        let record = Record::read(&file).unwrap().beside(&observed);
-        assert_eq!((record.prefixes.len(), record.keys.len()), (3, 2));
+        let holds = |key: u8, nets: &[&str]| {
+            let mut observed = ObservedState::default();
+            let peer = observed.peers.entry(PublicKey::from_bytes([key; 32]).unwrap()).or_default();
+            peer.allowed_ips = nets.iter().map(|net| net.parse().unwrap()).collect();
+            Record::read(&file).unwrap().beside(&observed).prefixes.len()
+        };
+        assert_eq!(holds(77, &["10.244.2.0/24", "10.244.7.0/24"]), 3);
+        assert_eq!(holds(2 + 9, &["10.244.2.0/24", "10.244.3.0/24"]), 3, "the other Node's alone");
+        assert_eq!(holds(2 + 9, &["10.244.2.0/24"]), 4);
     }
 
     #[test]

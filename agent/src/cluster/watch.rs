@@ -5,7 +5,7 @@ use std::{pin::pin, time::Duration};
 
 use futures::TryStreamExt;
 use kube::{
-    Api, Client, ResourceExt,
+    Api, Client, Resource, ResourceExt,
     api::ListParams,
     runtime::{
         WatchStreamExt,
@@ -23,10 +23,15 @@ const PAGE: u32 = 50;
 /// How often a streaming list may be refused before plain lists are used for good.
 const REFUSALS: u32 = 2;
 
+/// How many lists may be older than what was seen before one is believed: an API server that lags behind catches up in
+/// seconds, one whose store was restored from a backup never.
+const OLDER_LISTS: u32 = 10;
+
 /// Follows the Nodes for ever, keeping `nodes` as the API server says.
 pub async fn watch(api_server: Option<String>, nodes: Nodes) {
     let mut streaming = true;
-    let mut empty = false;
+    let mut doubted = None;
+    let mut seen = Seen::default();
     loop {
         let client = match connect(api_server.as_deref()).await {
             Ok(client) => client,
@@ -37,19 +42,18 @@ pub async fn watch(api_server: Option<String>, nodes: Nodes) {
             }
         };
         let ended = tokio::select! {
-            ended = follow(&client, &nodes, streaming) => ended,
+            ended = follow(&client, &nodes, &mut seen, streaming) => ended,
             () = nodes.0.stale.notified() => continue,
         };
-        if !matches!(ended, Ended::Empty) {
-            empty = false;
+        let doubt = if let Ended::Doubtful(list) = ended { Some(list) } else { None };
+        if doubt != doubted
+            && let Some(list) = doubt
+        {
+            warn!("the API server {list}: that is not believed, and asked again");
         }
+        doubted = doubt;
         match ended {
-            Ended::Empty => {
-                if !std::mem::replace(&mut empty, true) {
-                    warn!("the API server lists no Node at all: that is not believed, and asked again");
-                }
-                tokio::time::sleep(PAUSE).await;
-            }
+            Ended::Doubtful(_) => tokio::time::sleep(PAUSE).await,
             Ended::StreamingRefused => {
                 info!("the API server has no streaming lists: plain lists are used");
                 streaming = false;
@@ -63,18 +67,43 @@ pub async fn watch(api_server: Option<String>, nodes: Nodes) {
 const PAUSE: Duration = Duration::from_secs(1);
 
 enum Ended {
-    /// The list held no Node, not even this one. Taken as it is, it would leave this node's own heartbeat as the
-    /// only Node known, and every peer would be removed.
-    Empty,
+    /// The list can't be right. One without any Node, taken as it is, would leave this node's own heartbeat as the
+    /// only Node known, and every peer would be removed; an older one would remove who joined since.
+    Doubtful(&'static str),
     StreamingRefused,
     Closed,
 }
 
-async fn follow(client: &Client, nodes: &Nodes, streaming: bool) -> Ended {
+/// How new the Nodes are that were seen. Resource versions of one resource are decimal numbers that grow: etcd's revisions,
+/// and by contract from Kubernetes 1.35 on (KEP-5504).
+#[derive(Default)]
+struct Seen {
+    /// The largest of a Node.
+    newest: u64,
+    /// How many lists in a row were older.
+    older: u32,
+}
+
+impl Seen {
+    /// Whether a list whose newest Node is of this version may be believed.
+    fn believes(&mut self, listed: u64) -> bool {
+        let older = listed < self.newest && self.older < OLDER_LISTS;
+        self.older = if older { self.older + 1 } else { 0 };
+        self.newest = if older { self.newest } else { listed };
+        !older
+    }
+}
+
+fn version(node: &SlimNode) -> u64 {
+    node.meta().resource_version.as_deref().and_then(|text| text.parse().ok()).unwrap_or_default()
+}
+
+async fn follow(client: &Client, nodes: &Nodes, seen: &mut Seen, streaming: bool) -> Ended {
     let config = watcher::Config::default().page_size(PAGE);
     let config = if streaming { config.streaming_lists() } else { config };
     let mut stream = pin!(watcher::watcher(Api::<SlimNode>::all(client.clone()), config).default_backoff());
     let mut initial = PackedView::default();
+    let mut listed = 0;
     let mut refused = 0;
     let mut failing = false;
     loop {
@@ -83,8 +112,17 @@ async fn follow(client: &Client, nodes: &Nodes, streaming: bool) -> Ended {
                 if std::mem::take(&mut failing) {
                     info!("the API server answers again");
                 }
-                if matches!(event, Event::InitDone) && initial.is_empty() {
-                    return Ended::Empty;
+                match &event {
+                    Event::Init => listed = 0,
+                    Event::InitApply(node) => listed = listed.max(version(node)),
+                    Event::InitDone if initial.is_empty() => {
+                        return Ended::Doubtful("lists no Node at all");
+                    }
+                    Event::InitDone if !seen.believes(listed) => {
+                        return Ended::Doubtful("lists Nodes as they were before");
+                    }
+                    Event::InitDone | Event::Delete(_) => {}
+                    Event::Apply(node) => seen.newest = seen.newest.max(version(node)),
                 }
                 take(event, &mut initial, nodes);
             }
@@ -179,4 +217,21 @@ pub(crate) fn chain(error: &dyn std::error::Error) -> String {
         source = cause.source();
     }
     text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_older_list_is_doubted_for_a_while_and_a_newer_one_never() {
+        let mut seen = Seen::default();
+        assert!(seen.believes(7) && seen.believes(7) && seen.believes(9));
+        assert!(!seen.believes(8) && seen.believes(9), "the next one may have caught up");
+        for _ in 0..OLDER_LISTS {
+            assert!(!seen.believes(8));
+        }
+        assert!(seen.believes(8) && seen.believes(8), "a store that was restored");
+        assert!(!seen.believes(0));
+    }
 }

@@ -4,6 +4,8 @@
 use serde::Deserialize;
 use serde_json::{Value, json};
 
+use super::store::Objects;
+
 /// The body of `POST /faults`. A field that is left out changes nothing.
 #[derive(Debug, Default, Deserialize)]
 #[serde(default, rename_all = "camelCase", deny_unknown_fields)]
@@ -18,6 +20,9 @@ pub struct Demand {
     pub empty_lists: Option<u32>,
     /// The next so many lists end half-way.
     pub cut_lists: Option<u32>,
+    /// From now on a streaming list begins with the Nodes as they are at this moment, and its watch stands still until the fault
+    /// ends: a server that lags behind. Streams that are open go on.
+    pub lag: Option<bool>,
     /// Each answer waits so long, in milliseconds.
     pub delay_millis: Option<u64>,
     /// Off: `sendInitialEvents` is answered by 422, as by a server without streaming lists.
@@ -44,12 +49,22 @@ pub struct Fail {
     pub path: Option<String>,
 }
 
+/// What a server that lags behind says.
+struct Lagging {
+    /// Its resource version and Nodes.
+    present: (u64, Objects),
+    /// How many lists it gave.
+    lists: u32,
+}
+
 /// The faults in force.
 pub struct Faults {
     fail: Option<Fail>,
     empty_lists: u32,
     cut_lists: u32,
     pub silent: bool,
+    /// What a server that lags behind says.
+    lagging: Option<Lagging>,
     pub delay_millis: u64,
     pub streaming_lists: bool,
     token: Option<String>,
@@ -62,6 +77,7 @@ impl Default for Faults {
             empty_lists: 0,
             cut_lists: 0,
             silent: false,
+            lagging: None,
             delay_millis: 0,
             streaming_lists: true,
             token: None,
@@ -70,8 +86,13 @@ impl Default for Faults {
 }
 
 impl Faults {
-    /// Takes over what a demand sets for the time to come.
-    pub fn set(&mut self, demand: &Demand) {
+    /// Takes over what a demand sets for the time to come; `present` are the Nodes as they are.
+    pub fn set(&mut self, demand: &Demand, present: (u64, Objects)) {
+        match demand.lag {
+            Some(true) => self.lagging = Some(Lagging { present, lists: 0 }),
+            Some(false) => self.lagging = None,
+            None => {}
+        }
         if let Some(fail) = &demand.fail {
             self.fail = Some(fail.clone());
         }
@@ -102,6 +123,18 @@ impl Faults {
         Some(fail.status)
     }
 
+    /// What a streaming list begins with, if the server lags behind. Counts.
+    pub fn take_lagging_list(&mut self) -> Option<(u64, Objects)> {
+        let lagging = self.lagging.as_mut()?;
+        lagging.lists += 1;
+        Some(lagging.present.clone())
+    }
+
+    /// Whether the server lags behind.
+    pub fn is_lagging(&self) -> bool {
+        self.lagging.is_some()
+    }
+
     /// Whether this list is to be empty. Counts.
     pub fn take_empty_list(&mut self) -> bool {
         let empty = self.empty_lists > 0;
@@ -123,6 +156,7 @@ impl Faults {
             "emptyLists": self.empty_lists,
             "cutLists": self.cut_lists,
             "silent": self.silent,
+            "laggingLists": self.lagging.as_ref().map(|lagging| lagging.lists),
             "delayMillis": self.delay_millis,
             "streamingLists": self.streaming_lists,
         })

@@ -13,6 +13,7 @@ use tokio::time::{Instant, MissedTickBehavior, interval_at, sleep_until};
 
 use super::NodeApi;
 use super::http::{Filter, Resource, status_object};
+use super::store::Objects;
 
 /// Where a watch begins.
 #[derive(Clone, Copy)]
@@ -53,12 +54,23 @@ impl Watch {
         let mut bookmark = interval_at(Instant::now() + period, period);
         bookmark.set_missed_tick_behavior(MissedTickBehavior::Delay);
 
+        let is_list =
+            matches!(self.start, Start::Present { marked: true, .. }) && self.resource.kind == "Node";
+        let lagging = if is_list { api.faults().take_lagging_list() } else { None };
+        let lags = lagging.is_some();
+        let stands_still = || api.faults().silent || lags && api.faults().is_lagging();
         let mut seen = match self.start {
             Start::After(version) => version,
-            Start::Present { marked, empty } => self.send_present(api, &mut lines, marked, empty).await?,
+            Start::Present { marked, empty } => {
+                let present = lagging.unwrap_or_else(|| {
+                    let store = api.store();
+                    (store.version(), store.list(&self.resource.collection()))
+                });
+                self.send_present(present, &mut lines, marked, empty).await?
+            }
         };
         loop {
-            let silent = api.faults().silent;
+            let silent = stands_still();
             if !silent {
                 let (changes, newest) = {
                     let store = api.store();
@@ -87,18 +99,14 @@ impl Watch {
         }
     }
 
-    /// Sends the present objects and gives the version that they stand for.
+    /// Sends these objects and gives the version that they stand for.
     async fn send_present(
         &self,
-        api: &NodeApi,
+        (version, objects): (u64, Objects),
         lines: &mut Lines,
         marked: bool,
         empty: bool,
     ) -> Result<u64, mpsc::SendError> {
-        let (objects, version) = {
-            let store = api.store();
-            (store.list(&self.resource.collection()), store.version())
-        };
         for object in objects.values().filter(|object| !empty && self.filter.matches(object)) {
             lines.send(line("ADDED", object)).await?;
         }

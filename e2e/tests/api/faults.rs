@@ -59,6 +59,26 @@ async fn a_cut_list_breaks_off_half_way() {
 }
 
 #[tokio::test]
+async fn a_server_that_lags_streams_what_was_and_stands_still() {
+    let api = server();
+    add_nodes(&api, 0..1).await;
+    fault(&api, json!({ "lag": true })).await;
+    add_nodes(&api, 1..2).await;
+    let stream = "allowWatchBookmarks=1&sendInitialEvents=true&resourceVersionMatch=NotOlderThan";
+    let mut watch = Lines::open(&api, stream).await;
+    watch.expect("ADDED n000").await;
+    watch.expect("BOOKMARK").await;
+    add_nodes(&api, 2..3).await;
+    fault(&api, json!({ "cutWatches": true })).await;
+    assert!(watch.next().await.is_err());
+    fault(&api, json!({ "lag": false })).await;
+    let mut watch = Lines::open(&api, stream).await;
+    for name in ["n000", "n001", "n002"] {
+        watch.expect(&format!("ADDED {name}")).await;
+    }
+}
+
+#[tokio::test]
 async fn a_cut_watch_breaks_off_within_a_line() {
     let api = server();
     let mut watch = Lines::open(&api, "").await;

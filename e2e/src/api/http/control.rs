@@ -87,7 +87,11 @@ async fn clear_faults(State(api): State<NodeApi>) {
 async fn set_faults(State(api): State<NodeApi>, body: Bytes) -> Result<Json<Value>, Answer> {
     let demand: Demand =
         serde_json::from_slice(&body).map_err(|e| Answer::new(400, "BadRequest", &format!("faults: {e}")))?;
-    api.faults().set(&demand);
+    let present = {
+        let store = api.store();
+        (store.version(), store.list("api/v1/nodes"))
+    };
+    api.faults().set(&demand, present);
     if demand.compact {
         api.store().compact();
     }

@@ -52,7 +52,7 @@ pub fn run(run: &mut Run) -> Result<()> {
 fn any(run: &mut Run) -> Fault {
     let status = run.choose(&[429, 410, 500, 503, 401, 403]);
     let delay = run.random.u64(200..8000);
-    match run.random.u8(..10) {
+    match run.random.u8(..11) {
         0 => Fault::Gone((0..usize::from(NODES)).collect(), run.choose(&["reject with tcp reset", "drop"])),
         1 => Fault::Gone(vec![run.random.usize(..usize::from(NODES))], run.choose(&["reject", "drop"])),
         2 => Fault::Demand(json!({ "delayMillis": delay, "cutWatches": true })),
@@ -69,6 +69,7 @@ fn any(run: &mut Run) -> Fault {
                 json!({ (how): ALL, "streamingLists": streaming, "compact": true, "cutWatches": true }),
             )
         }
+        8 => Fault::Demand(json!({ "lag": true, "compact": true, "cutWatches": true })),
         _ => {
             Fault::Demand(json!({ "streamingLists": run.random.bool(), "compact": true, "cutWatches": true }))
         }

@@ -30,6 +30,7 @@ pub fn cases() -> Vec<Case> {
         Case::new("api_gives_an_empty_list", needs, || bad_lists("emptyLists", false)),
         Case::new("api_streams_an_empty_list", needs, || bad_lists("emptyLists", true)),
         Case::new("api_cuts_a_list_half_way", needs, || bad_lists("cutLists", false)),
+        Case::new("api_server_lags_behind_another", needs, lags),
         Case::new("api_watches_are_silent", needs, silent),
         Case::new("api_is_gone_when_an_agent_starts", needs, gone_at_start),
         Case::new("an_agents_own_node_is_deleted_for_a_while", needs, own_node_deleted),
@@ -115,6 +116,38 @@ pub fn changes_arrive(lab: &Lab) -> Result<()> {
     }
     lab.api().delete_node("afterwards")?;
     lab.nodes().iter().try_for_each(|node| await_peers(node, peers))
+}
+
+/// A connection is led to another API server, which doesn't know of the last Node that joined. In the end it is believed:
+/// etcd may have been restored from a backup.
+fn lags() -> Result<()> {
+    with_resyncs(|lab| {
+        let all = pods(lab)?;
+        let mut prober = probing(lab, &all.iter().collect::<Vec<_>>())?;
+        lab.api().set_faults(&json!({ "lag": true }))?;
+        create_node(lab, &made_up("later", 92))?;
+        lab.nodes().iter().try_for_each(|node| await_peers(node, 2))?;
+        lab.api().set_faults(&json!({ "compact": true, "cutWatches": true }))?;
+        let lists = || Ok::<_, anyhow::Error>(lab.api().set_faults(&json!({}))?["laggingLists"].as_u64());
+        eventually(PATIENCE, "the agents ask the server that lags", || {
+            let lists = lists()?;
+            ensure!(lists > Some(4), "{lists:?} lists");
+            Ok(())
+        })?;
+        for node in lab.nodes() {
+            ensure!(wg_peer(node, &made_up_key(92))?.is_some(), "{} has lost who joined", node.name());
+        }
+        lab.nodes().iter().try_for_each(|node| await_peers(node, 1)).context("it is believed in the end")?;
+        let believed = lists()?;
+        ensure!(believed >= Some(20), "two agents believed after {believed:?} lists");
+        lab.api().clear_faults()?;
+        lab.api().set_faults(&json!({ "cutWatches": true }))?;
+        lab.nodes().iter().try_for_each(|node| await_peers(node, 2))?;
+        lab.api().delete_node("later")?;
+        lab.nodes().iter().try_for_each(|node| await_peers(node, 1))?;
+        changes_arrive(lab)?;
+        ensure_lossless(&mut prober, "a server that lags")
+    })
 }
 
 fn silent() -> Result<()> {

@@ -3,11 +3,13 @@
 
 use anyhow::{Context as _, Result, ensure};
 use serde_json::{Value, json};
-use wg_overlay_e2e::lab::{Lab, Node, eventually};
+use wg_overlay_e2e::lab::{Lab, LabConfig, Node, eventually};
 use wg_overlay_e2e::suite::Case;
 
-use crate::cluster::{PATIENCE, await_peers, ping_all, pods, with_agents};
-use crate::look::{KEY, OVERLAY_IPS, await_peer, create_node, key_of, made_up, routes, shown, wg_peer};
+use crate::cluster::{PATIENCE, await_peers, ping_all, pods, with_agents, with_config};
+use crate::look::{
+    KEY, OVERLAY_IPS, await_peer, await_rounds, create_node, key_of, made_up, routes, shown, wg_peer,
+};
 
 pub fn cases() -> Vec<Case> {
     let needs = &["ping", "wg", "bash"];
@@ -19,6 +21,7 @@ pub fn cases() -> Vec<Case> {
         Case::new("a_claim_over_the_api_servers_address_moves_nothing", needs, over_the_api_server),
         Case::new("a_claim_to_every_address_moves_nothing", needs, everything),
         Case::new("a_claim_to_anothers_key_moves_nothing", needs, key),
+        Case::new("an_older_nodes_claim_moves_nothing_after_a_reboot", needs, after_a_reboot),
     ]
 }
 
@@ -96,15 +99,7 @@ fn robbed(claim: impl FnOnce(&Lab) -> Result<Value>, reason: &str) -> Result<()>
         // Without it the claim alone decides.
         thief["metadata"]["annotations"].as_object_mut().context("no annotations")?.remove(OVERLAY_IPS);
         merge(&mut thief, &claim(lab)?);
-        // Kubernetes counts whole seconds.
-        eventually(PATIENCE, "a new Node is younger than the honest one", || {
-            let now = lab.api().create("/api/v1/nodes", &json!({ "metadata": { "name": "clock" } }))?;
-            lab.api().delete_node("clock")?;
-            let honest = lab.api().node("n2")?;
-            let [honest, now] = [&honest, &now].map(|node| node["metadata"]["creationTimestamp"].to_string());
-            ensure!(honest < now, "both are of {now}");
-            Ok(())
-        })?;
+        await_younger(lab, "n2")?;
         create_node(lab, &thief)?;
         let first = lab.node(1)?;
         let held = |when: &str| still_held(lab, first, &thief, reason).with_context(|| when.to_owned());
@@ -112,11 +107,79 @@ fn robbed(claim: impl FnOnce(&Lab) -> Result<Value>, reason: &str) -> Result<()>
         first.kill_agent()?;
         first.start_agent(&[])?;
         held("after a restart of the agent")?;
+        first.kill_agent()?;
         forget(first)?;
         held("after the kernel has forgotten")?;
         ping_all(&all)
     })
 }
+
+/// Waits until a new Node is younger than this one: Kubernetes counts whole seconds.
+fn await_younger(lab: &Lab, than: &str) -> Result<()> {
+    eventually(PATIENCE, &format!("a new Node is younger than {than}"), || {
+        let now = lab.api().create("/api/v1/nodes", &json!({ "metadata": { "name": "clock" } }))?;
+        lab.api().delete_node("clock")?;
+        let before = lab.api().node(than)?;
+        let [before, now] = [&before, &now].map(|node| node["metadata"]["creationTimestamp"].to_string());
+        ensure!(before < now, "both are of {now}");
+        Ok(())
+    })
+}
+
+/// The agent knows who held what by its record alone, which has had its time to be written; without it the older Node is
+/// believed, and of two with one key neither.
+fn after_a_reboot() -> Result<()> {
+    let mut config = LabConfig { nodes: 2, ..LabConfig::default() };
+    config.agent.insert("resyncInterval".into(), json!("1s"));
+    with_config(config, |lab| {
+        let mut thief = made_up(THIEF, 66);
+        thief["metadata"]["annotations"].as_object_mut().context("no annotations")?.remove(OVERLAY_IPS);
+        create_node(lab, &thief)?;
+        await_younger(lab, THIEF)?;
+        let honest = key_of(lab, "n2")?;
+        lab.api().delete_node("n2")?;
+        create_node(lab, &lab.node(2)?.object())?;
+        let first = lab.node(1)?;
+        eventually(PATIENCE, "n2 publishes its key again", || {
+            let published = lab.api().annotation("n2", KEY)?;
+            ensure!(published.as_ref() == Some(&honest), "{published:?}");
+            Ok(())
+        })?;
+        await_rounds(first)?;
+        await_peers(first, 2)?;
+        let all = pods(lab)?;
+        ping_all(&all)?;
+        await_rounds(first)?;
+
+        let prefixes = json!({ "spec": { "podCIDRs": ["10.244.2.0/24", "fd00:244:0:2::/64"] } });
+        let copied = json!({ "metadata": { "annotations": { (KEY): honest } } });
+        let own = json!({ "metadata": { "annotations": { (KEY): thief["metadata"]["annotations"][KEY] } } });
+        let held = |claim: &Value, reason: &str| {
+            first.kill_agent()?;
+            lab.api().patch_node(THIEF, claim)?;
+            forget(first)?;
+            await_refusal(first, reason)?;
+            await_peer(first, &honest, "the honest node has its prefixes", |peer| {
+                peer.allowed_ips == ["10.244.2.0/24", "fd00:244:0:2::/64"]
+                    && peer.endpoint == "172.30.0.12:51820"
+            })?;
+            ping_all(&all)
+        };
+        held(&prefixes, "DuplicatePodCidr").context("it claims the prefixes")?;
+        held(&copied, "DuplicateKey").context("it claims the prefixes and the key")?;
+        held(&json!({ "spec": { "podCIDRs": ["10.244.66.0/24"] } }), "DuplicateKey").context("the key")?;
+
+        first.kill_agent()?;
+        lab.api().patch_node(THIEF, &prefixes)?;
+        lab.api().patch_node(THIEF, &own)?;
+        std::fs::remove_file(first.path(RECORD))?;
+        forget(first)?;
+        await_refusal_of(first, "n2", json!("DuplicatePodCidr")).context("the control, without a record")
+    })
+}
+
+/// Where an agent writes down who holds what.
+const RECORD: &str = "/var/lib/wg-overlay/private-key.peers";
 
 fn still_held(lab: &Lab, on: &Node, thief: &Value, reason: &str) -> Result<()> {
     await_peers(on, 1)?;
@@ -134,16 +197,19 @@ fn still_held(lab: &Lab, on: &Node, thief: &Value, reason: &str) -> Result<()> {
 }
 
 fn await_refusal(on: &Node, reason: &str) -> Result<()> {
-    eventually(PATIENCE, "the thief is refused", || {
-        let shown = shown(on, THIEF)?;
-        ensure!(shown["state"] == "Refused" && shown["reason"] == reason, "{shown}");
+    await_refusal_of(on, THIEF, json!(reason))
+}
+
+fn await_refusal_of(on: &Node, name: &str, reason: Value) -> Result<()> {
+    eventually(PATIENCE, &format!("{name} is refused for {reason}"), || {
+        let shown = shown(on, name)?;
+        ensure!(shown["reason"] == reason, "{shown}");
         Ok(())
     })
 }
 
-/// As a reboot does: the device is gone with its peers and routes, and the agent starts anew.
+/// As a reboot does: the device is gone with its peers and routes, and the agent, killed before, starts anew.
 fn forget(node: &Node) -> Result<()> {
-    node.kill_agent()?;
     node.exec("ip", ["link", "del", "wgo0"])?;
     node.start_agent(&[])
 }
@@ -170,13 +236,13 @@ fn key() -> Result<()> {
             first.kill_agent()?;
             first.start_agent(&[])?;
         }
+        first.kill_agent()?;
+        if first.path(RECORD).exists() {
+            std::fs::remove_file(first.path(RECORD))?;
+        }
         forget(first)?;
         for name in ["n2", THIEF] {
-            eventually(PATIENCE, &format!("with no holder known, {name} is refused"), || {
-                let shown = shown(first, name)?;
-                ensure!(shown["reason"] == "DuplicateKey", "{shown}");
-                Ok(())
-            })?;
+            await_refusal_of(first, name, json!("DuplicateKey")).context("with no holder known")?;
         }
         ensure!(wg_peer(first, &honest)?.is_none(), "a doubled key is programmed");
         lab.api().delete_node(THIEF)?;
