@@ -1,8 +1,8 @@
 //! Which of several claims to one key, prefix or address is believed.
 //!
 //! What is programmed stays, prefix by prefix, and no new claim is programmed over it; where the kernel has forgotten, what
-//! was written down counts; where nothing is known, the older Node keeps a prefix and a doubled key stays refused. So a Node that claims what another holds moves nothing, in
-//! whatever order both arrive, and whatever else it holds itself.
+//! was written down counts; where nothing is known, the older Node keeps a prefix and a doubled key stays refused. So a
+//! Node that claims what another holds moves nothing, in whatever order both arrive, and whatever else it holds itself.
 //!
 //! Claims that share no key and no address with each other don't matter to each other: a part of the claims may be
 //! settled alone where nothing outside it touches it.
