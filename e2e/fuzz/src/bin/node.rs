@@ -133,6 +133,7 @@ fn local() -> Local {
             fail_closed: true,
         },
         holders: BTreeMap::new(),
+        key_holders: BTreeMap::new(),
     }
 }
 
