@@ -125,6 +125,11 @@ impl Basis {
         first_of_each_family(addresses(&self.record.internal_ips)).collect()
     }
 
+    /// Whether a link of this node has it.
+    fn has_address(&self, ip: &IpAddr) -> bool {
+        self.underlay.links.values().any(|link| link.addresses.iter().any(|net| net.addr() == *ip))
+    }
+
     pub(crate) fn reach(&self) -> Reach<'_> {
         Reach { settings: &self.settings, underlay: &self.underlay }
     }
@@ -221,6 +226,7 @@ impl Basis {
                 masquerade: settings.masquerade,
                 fail_closed: settings.fail_closed,
                 listen_port: settings.listen_port,
+                node_addresses: self.addresses().into_iter().filter(|ip| self.has_address(ip)).collect(),
                 endpoints,
             },
         }

@@ -98,9 +98,13 @@ fn raw(firewall: &Firewall, families: &[Family]) -> [String; 3] {
         };
         prerouting.extend(families.iter().map(drop));
     }
-    prerouting.push(format!(
-        r#"udp dport {ports} fib daddr type local notrack goto tunnel_in comment "the tunnel, in""#
-    ));
+    let tunnel = r#"notrack goto tunnel_in comment "the tunnel, in""#;
+    // asking for the route costs more than all the rest: that is for what comes to other addresses
+    prerouting.extend(firewall.node_addresses.iter().map(|own| {
+        let ip = if own.is_ipv4() { "ip" } else { "ip6" };
+        format!("{ip} daddr {own} udp dport {ports} {tunnel}")
+    }));
+    prerouting.push(format!("udp dport {ports} fib daddr type local {tunnel}"));
     let output = format!(r#"udp sport {ports} notrack goto tunnel_out comment "the tunnel, out""#);
     [
         block("chain from_own_links", [to_tunnel_port("before DNAT")]),

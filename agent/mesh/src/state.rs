@@ -100,6 +100,8 @@ pub struct Firewall {
     pub fail_closed: bool,
     /// This node's WireGuard port.
     pub listen_port: u16,
+    /// Addresses that this node is known to live at, one of a family: what comes there to WireGuard's ports is its own.
+    pub node_addresses: BTreeSet<IpAddr>,
     /// The WireGuard endpoints of the other nodes, which pods may not send to.
     pub endpoints: BTreeSet<SocketAddr>,
 }

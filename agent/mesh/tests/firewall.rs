@@ -17,6 +17,7 @@ fn dual() -> Firewall {
         masquerade: true,
         fail_closed: true,
         listen_port: 51820,
+        node_addresses: set(&["192.0.2.11", "2001:db8::11"]),
         endpoints: set(&["192.0.2.12:51820", "[2001:db8::12]:51820"]),
     }
 }

@@ -14,10 +14,12 @@ use crate::process::inside;
 use crate::report::Findings;
 use crate::stats::median;
 use crate::strace::Trace;
+use crate::watched::{cpu_of, cpu_of_children};
 
 /// Changes of one kind for each round of the bench: children's processor time comes in ticks of 10 ms.
 const CHANGES: u32 = 3;
-const HEARTBEATS: u32 = 300;
+/// Heartbeats of one round.
+const HEARTBEATS: u32 = 100;
 const PATIENCE: Duration = Duration::from_secs(60);
 /// Between two looks at a device of 5,000 peers.
 const LOOK: Duration = Duration::from_millis(300);
@@ -42,18 +44,22 @@ const KINDS: [Kind; 4] = [
 pub fn measure(lab: &Lab, agent: &Agent<'_>, options: &Options, findings: &mut Findings) -> Result<()> {
     let changes = u16::try_from(options.rounds * CHANGES).unwrap_or(u16::MAX).min(90);
     KINDS.iter().try_for_each(|kind| change(kind, changes, lab, agent, findings))?;
-    heartbeats(lab, agent, findings)
+    heartbeats(lab, agent, options, findings)
 }
 
 fn change(kind: &Kind, changes: u16, lab: &Lab, agent: &Agent<'_>, findings: &mut Findings) -> Result<()> {
-    // The first one comes with what the agent has put off, since changes that don't end are acted upon twice a second.
-    let before = change_one(kind, kind.from, lab, agent)?;
-    let mut after = before;
-    for number in (kind.from + 1..).take(changes.into()) {
-        after = change_one(kind, number, lab, agent)?;
-    }
     let [peers_row, routes_row, cpu_row] = kind.rows;
-    findings.single(cpu_row, (after - before) * 1e3 / f64::from(changes));
+    // The first one comes with what the agent has put off, since changes that don't end are acted upon twice a second.
+    change_one(kind, kind.from, lab, agent)?;
+    let children = cpu_of_children(agent.pid())?;
+    let mut own = Vec::new();
+    for number in (kind.from + 1..).take(changes.into()) {
+        let before = cpu_of(agent.pid())?;
+        change_one(kind, number, lab, agent)?;
+        own.push(cpu_of(agent.pid())? - before);
+    }
+    let children = (cpu_of_children(agent.pid())? - children) / f64::from(changes);
+    findings.single(cpu_row, (median(&own).context("no change")? + children) * 1e3);
     let (mut peers, mut routes) = (Vec::new(), Vec::new());
     for number in (kind.from + 1 + changes..).take(3) {
         let trace = Trace::start(agent.pid(), lab.folder())?;
@@ -67,9 +73,9 @@ fn change(kind: &Kind, changes: u16, lab: &Lab, agent: &Agent<'_>, findings: &mu
     Ok(())
 }
 
-/// Changes a node and waits until its peer is as it says; gives the agent's processor time after it. Who looks at 5,000 peers
-/// takes the processor's caches from the agent, so that is done once the agent rests.
-fn change_one(kind: &Kind, number: u16, lab: &Lab, agent: &Agent<'_>) -> Result<f64> {
+/// Changes a node and waits until its peer is as it says and the agent rests. Who looks at 5,000 peers takes the processor's
+/// caches from the agent, so that is done once it rests.
+fn change_one(kind: &Kind, number: u16, lab: &Lab, agent: &Agent<'_>) -> Result<()> {
     let mut node = MadeUp::new(number);
     let before = agent.at_rest()?;
     (kind.make)(lab.api(), &mut node)?;
@@ -78,7 +84,7 @@ fn change_one(kind: &Kind, number: u16, lab: &Lab, agent: &Agent<'_>) -> Result<
         let what = format!("{} is a peer as it says", node.name());
         eventually_every(LOOK, PATIENCE, &what, || is_programmed(&node))
     })?;
-    agent.at_rest()
+    agent.at_rest().map(drop)
 }
 
 fn is_programmed(node: &MadeUp) -> Result<()> {
@@ -116,19 +122,22 @@ fn rekey(api: &ApiClient, node: &mut MadeUp) -> Result<()> {
     api.annotate(&node.name(), &node.annotations()).map(drop)
 }
 
-fn heartbeats(lab: &Lab, agent: &Agent<'_>, findings: &mut Findings) -> Result<()> {
-    let beat = |number: u32| {
-        let node = MadeUp::new(FIRST + 1000 + (number % 1000) as u16);
-        lab.api().patch_status(&node.name(), &json!({ "status": { "conditions": conditions(number) } }))
+fn heartbeats(lab: &Lab, agent: &Agent<'_>, options: &Options, findings: &mut Findings) -> Result<()> {
+    let mut number = 0;
+    let mut beat = |beats: u32| -> Result<f64> {
+        let before = agent.at_rest()?;
+        for _ in 0..beats {
+            number += 1;
+            let node = MadeUp::new(FIRST + 1000 + (number % 1000) as u16);
+            let status = json!({ "status": { "conditions": conditions(number) } });
+            lab.api().patch_status(&node.name(), &status)?;
+        }
+        Ok((agent.works_and_rests(before)? - before) / f64::from(beats))
     };
-    let before = agent.at_rest()?;
-    (1..=HEARTBEATS).try_for_each(|number| beat(number).map(drop))?;
-    let after = agent.works_and_rests(before)?;
-    findings.single("heartbeat-cpu", (after - before) * 1e6 / f64::from(HEARTBEATS));
+    let took = (0..options.rounds).map(|_| beat(HEARTBEATS)).collect::<Result<Vec<_>>>()?;
+    findings.single("heartbeat-cpu", median(&took).context("no heartbeat")? * 1e6);
     let trace = Trace::start(agent.pid(), lab.folder())?;
-    let before = agent.at_rest()?;
-    (HEARTBEATS + 1..HEARTBEATS + 20).try_for_each(|number| beat(number).map(drop))?;
-    agent.works_and_rests(before)?;
+    beat(HEARTBEATS)?;
     findings.single("heartbeat-messages", trace.stop()?.all as f64);
     Ok(())
 }

@@ -1,8 +1,8 @@
-//! An agent that stands still after each of its requests: strace stops it there, so that chance has no part in where it is
-//! killed.
+//! An agent at whose requests strace stands: it stops after each, so that chance has no part in where it is killed; or every
+//! second one fails.
 
 use std::fs;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, ensure};
@@ -31,24 +31,51 @@ impl Node {
         let agent = self.agent_pid().context("no agent was started")?;
         let log = self.log("steps");
         let _none_yet = fs::remove_file(&log);
+        self.trace(agent, &log, "signal=SIGSTOP")?;
+        Ok(Steps { agent, log })
+    }
+
+    /// Has every second of these fail with an error (`EBUSY`, …), in each of the running agent's threads, until the failures
+    /// are ended.
+    ///
+    /// # Errors
+    /// As `step_agent`.
+    pub fn fail_agents_requests(&self, error: &str) -> Result<Failures<'_>> {
+        let agent = self.agent_pid().context("no agent was started")?;
+        let strace = self.trace(agent, &self.log("failures"), &format!("error={error}:when=1+2"))?;
+        Ok(Failures { node: self, strace })
+    }
+
+    /// Starts strace on all threads of the agent; gives its process id.
+    fn trace(&self, agent: u32, log: &Path, inject: &str) -> Result<u32> {
         let mut strace = self.namespace().command("strace");
-        strace.args([
-            "-f",
-            "-yy",
-            "-e",
-            "trace=sendto,sendmsg",
-            "-e",
-            "inject=sendto,sendmsg:signal=SIGSTOP",
-        ]);
-        strace.arg("-o").arg(&log).args(["-p", &agent.to_string()]);
-        self.namespace().spawn(&mut strace, &self.log("strace"))?;
-        let steps = Steps { agent, log };
+        strace.args(["-f", "-yy", "-e", "trace=sendto,sendmsg", "-e"]);
+        strace.arg(format!("inject=sendto,sendmsg:{inject}"));
+        strace.arg("-o").arg(log).args(["-p", &agent.to_string()]);
+        let strace = self.namespace().spawn(&mut strace, &self.log("strace"))?;
         eventually(Duration::from_secs(10), "strace follows the agent", || {
-            let all = steps.threads()?;
+            let all = threads(agent)?;
             ensure!(!all.iter().any(|status| status.contains("TracerPid:\t0\n")), "not all of its threads");
             Ok(())
         })?;
-        Ok(steps)
+        Ok(strace)
+    }
+}
+
+/// Requests that fail until this is ended.
+pub struct Failures<'a> {
+    node: &'a Node,
+    strace: u32,
+}
+
+impl Failures<'_> {
+    /// From now on they succeed again.
+    ///
+    /// # Errors
+    /// strace does not end.
+    pub fn end(self) -> Result<()> {
+        signal(self.strace, Signal::TERM);
+        self.node.namespace().wait(self.strace).map(drop)
     }
 }
 
@@ -78,17 +105,17 @@ impl Steps {
     /// # Errors
     /// The agent has ended.
     pub fn rests(&self) -> Result<bool> {
-        Ok(self.threads()?.iter().all(|status| status.contains("State:\tS")))
+        Ok(threads(self.agent)?.iter().all(|status| status.contains("State:\tS")))
     }
 
     /// Lets the agent go on to its next request.
     pub fn go_on(&self) {
         signal(self.agent, Signal::CONT);
     }
+}
 
-    /// What /proc says of each thread.
-    fn threads(&self) -> Result<Vec<String>> {
-        let tasks = fs::read_dir(format!("/proc/{}/task", self.agent)).context("the agent has ended")?;
-        tasks.map(|task| Ok(fs::read_to_string(task?.path().join("status"))?)).collect()
-    }
+/// What /proc says of each thread of the agent.
+fn threads(agent: u32) -> Result<Vec<String>> {
+    let tasks = fs::read_dir(format!("/proc/{agent}/task")).context("the agent has ended")?;
+    tasks.map(|task| Ok(fs::read_to_string(task?.path().join("status"))?)).collect()
 }

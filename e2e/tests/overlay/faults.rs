@@ -9,12 +9,14 @@ mod commands;
 mod credentials;
 #[path = "faults/port.rs"]
 mod port;
+#[path = "faults/requests.rs"]
+mod requests;
 
 use wg_overlay_e2e::suite::Case;
 
 /// Those that the device has a part in.
 pub fn cases() -> Vec<Case> {
-    [commands::cases(), port::cases()].into_iter().flatten().collect()
+    [commands::cases(), port::cases(), requests::cases()].into_iter().flatten().collect()
 }
 
 /// The API server's.

@@ -1,5 +1,7 @@
 //! What comes from the underlay, what pods may not send to, and where the guarded prefixes come from.
 
+use std::net::SocketAddr;
+
 use anyhow::{Context as _, Result, ensure};
 use serde_json::{Value, json};
 use wg_overlay_e2e::lab::{Lab, LabConfig, Node, NodeConfig, Pod, eventually, helper};
@@ -27,7 +29,7 @@ pub fn cases() -> Vec<Case> {
 /// Sends one UDP packet to a node from an address that the outside takes for it.
 fn send_as(lab: &Lab, source: &str, node: &Node) -> Result<()> {
     let (length, index) = if source.contains(':') { (128, 1) } else { (32, 0) };
-    let to = node.addresses().get(index).map(|ip| std::net::SocketAddr::new(*ip, 9)).context("no address")?;
+    let to = node.addresses().get(index).map(|ip| SocketAddr::new(*ip, 9)).context("no address")?;
     let address = format!("{source}/{length}");
     lab.control().exec("ip", ["addr", "add", &address, "dev", "eth0", "nodad"])?;
     let mut command = lab.control().command(helper("prober")?);
@@ -115,19 +117,12 @@ fn tunnel_port() -> Result<()> {
         let own_addresses =
             own.addresses().into_iter().chain(["10.244.1.1".parse()?, "fd00:244:0:1::1".parse()?]);
         for target in other.addresses().into_iter().chain(own_addresses) {
-            let from = if target.is_ipv4() { pod.ipv4()? } else { pod.ipv6()? };
-            let before = counted(own, "pod_to_tunnel")?;
-            once(&pod, &from.to_string(), &std::net::SocketAddr::new(target, 51820).to_string())?;
-            eventually(PATIENCE, &format!("a packet to {target}'s tunnel is dropped and counted"), || {
-                let counted = counted(own, "pod_to_tunnel")? - before;
-                ensure!(counted == 1, "{counted} are counted");
-                Ok(())
-            })?;
+            is_closed(own, &pod, SocketAddr::new(target, 51820))?;
         }
         // The control: the port beside it is open to pods.
         watch(other)?;
         for (from, target) in pod.ips().iter().zip(other.addresses()) {
-            once(&pod, &from.to_string(), &std::net::SocketAddr::new(target, 51821).to_string())?;
+            once(&pod, &from.to_string(), &SocketAddr::new(target, 51821).to_string())?;
             eventually(PATIENCE, &format!("a packet to another port of {target} arrives"), || {
                 let seen = seen(other, target.is_ipv6())?;
                 let source = own.addresses().into_iter().find(|ip| ip.is_ipv6() == target.is_ipv6());
@@ -136,6 +131,18 @@ fn tunnel_port() -> Result<()> {
                 Ok(())
             })?;
         }
+        Ok(())
+    })
+}
+
+/// That a packet of a node's pod to this socket of WireGuard is dropped and counted.
+pub fn is_closed(node: &Node, pod: &Pod, to: SocketAddr) -> Result<()> {
+    let from = if to.is_ipv4() { pod.ipv4()? } else { pod.ipv6()? };
+    let before = counted(node, "pod_to_tunnel")?;
+    once(pod, &from.to_string(), &to.to_string())?;
+    eventually(PATIENCE, &format!("a packet to {to} is dropped and counted"), || {
+        let counted = counted(node, "pod_to_tunnel")? - before;
+        ensure!(counted == 1, "{counted} are counted");
         Ok(())
     })
 }

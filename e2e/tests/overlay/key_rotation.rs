@@ -1,13 +1,15 @@
 //! A node's key changes under traffic on all pairs: no packet is lost, and nothing of the old key stays.
 
+use std::net::SocketAddr;
 use std::time::Duration;
 
-use anyhow::{Result, ensure};
+use anyhow::{Context as _, Result, ensure};
 use serde_json::json;
 use wg_overlay_e2e::lab::{Lab, Node, Pace, Pod, Prober, eventually, product};
 use wg_overlay_e2e::suite::Case;
 
 use crate::cluster::{PATIENCE, await_peers, ping_all, pods, status, with_agents};
+use crate::guard_rules::is_closed;
 use crate::look::rotation::{NEXT_KEY, await_end};
 use crate::look::{create_node, ensure_lossless, key_of, made_up, made_up_key, metric, wg_overlay, wg_peer};
 
@@ -90,7 +92,7 @@ fn at_once() -> Result<()> {
 }
 
 fn restarted() -> Result<()> {
-    under_traffic(3, |lab, _, prober| {
+    under_traffic(3, |lab, all, prober| {
         let (first, second) = (lab.node(1)?, lab.node(2)?);
         let before = key_of(lab, "n1")?;
         second.kill_agent()?;
@@ -98,6 +100,11 @@ fn restarted() -> Result<()> {
         await_phase(first, "away", "n2")?;
         ensure!(metric(first, IN_PROGRESS)? == 1.0, "the metrics tell of no rotation");
         await_handshake(lab.node(3)?, &lab.api().annotation("n1", NEXT_KEY)?.unwrap_or_default())?;
+        // Now the second devices' port is as closed to pods as the first's.
+        let pod = all.first().context("no pod")?;
+        for address in [first, lab.node(3)?].into_iter().flat_map(Node::addresses) {
+            is_closed(first, pod, SocketAddr::new(address, 51821))?;
+        }
         first.kill_agent()?;
         first.start_agent(&[])?;
         await_phase(first, "away", "n2")?;

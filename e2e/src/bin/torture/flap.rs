@@ -27,7 +27,7 @@ const NUMBER: u8 = 90;
 /// What changes of it, and how: the number of the change tells its states apart.
 type Flap = (&'static str, fn(&Lab, u8) -> Result<()>);
 
-const FLAPS: [Flap; 4] = [
+const FLAPS: [Flap; 5] = [
     ("address", |lab, number| {
         let addresses =
             [json!({ "type": "InternalIP", "address": format!("172.30.0.{}", 200 + number % 50) })];
@@ -42,6 +42,11 @@ const FLAPS: [Flap; 4] = [
     ("key", |lab, number| {
         lab.api().annotate(NAME, &json!({ (KEY): made_up_key(200 + number % 50) })).map(drop)
     }),
+    ("giant annotation", |lab, number| {
+        // Other ones of its own may hold as much again: 256 KiB are a Node's limit.
+        let giant = char::from(b'a' + number % 26).to_string().repeat(100 << 10);
+        lab.api().annotate(NAME, &json!({ (KEY): giant, "example.com/other": giant })).map(drop)
+    }),
     ("existence", |lab, number| {
         if number % 2 == 0 { lab.api().delete_node(NAME) } else { create_node(lab, &made_up(NAME, NUMBER)) }
     }),
@@ -53,8 +58,6 @@ pub fn run(run: &mut Run) -> Result<()> {
         let pace = Pace { interval: Duration::from_millis(100), ..Pace::default() };
         let traffic = Traffic::start(run, lab, &pods.iter().collect::<Vec<_>>(), pace)?;
         Crowd::default().change(run, lab, 40)?;
-        create_node(lab, &made_up(NAME, NUMBER))?;
-        run.settle(lab)?;
         let mut flaps = FLAPS;
         run.random.shuffle(&mut flaps);
         let end = run.until(1.0);
@@ -68,6 +71,10 @@ pub fn run(run: &mut Run) -> Result<()> {
 }
 
 fn change(run: &mut Run, lab: &Lab, (what, flap): Flap) -> Result<()> {
+    // Whatever became of it before, if it is there at all.
+    let _absent = lab.api().delete_node(NAME);
+    create_node(lab, &made_up(NAME, NUMBER))?;
+    run.settle(lab)?;
     let used = || lab.nodes().iter().map(processor_time).collect::<Result<Vec<_>>>();
     let (before, began) = (used()?, Instant::now());
     let mut changes = 0_u8;

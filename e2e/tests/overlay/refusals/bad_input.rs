@@ -6,10 +6,11 @@ use serde_json::{Value, json};
 use wg_overlay_e2e::lab::{Lab, LabConfig, Node, eventually};
 use wg_overlay_e2e::suite::Case;
 
+use super::await_event;
 use crate::cluster::{PATIENCE, pods, with_config};
 use crate::look::{
     ENDPOINT, KEY, OVERLAY_IPS, await_peer, await_rounds, create_node, ensure_lossless, ensure_ready, key_of,
-    made_up, made_up_key, metric, probing, routes, shown, wg_overlay, wg_peer,
+    made_up, made_up_key, probing, routes, shown, wg_overlay, wg_peer,
 };
 
 /// The Node that goes wrong, and its number.
@@ -165,21 +166,8 @@ impl Watched {
         })
         .with_context(|| what.clone())?;
         nothing_programmed(first).with_context(|| what.clone())?;
-        ensure!(
-            metric(first, &format!("wg_overlay_refusals{{reason=\"{reason}\"}}"))? == 1.0,
-            "{what}: no metric"
-        );
         ensure!(wg_overlay(first, &["status"])?.code == Some(1), "{what}: status exits otherwise than 1");
-        eventually(PATIENCE, &format!("an Event: {what}"), || {
-            let events = lab.api().events()?;
-            let of_it = |e: &&Value| {
-                e["reason"] == reason
-                    && e["regarding"]["name"] == "n1"
-                    && e["note"].to_string().contains(BAD.0)
-            };
-            ensure!(events.iter().any(|e| of_it(&e)), "{} Events of others", events.len());
-            Ok(())
-        })?;
+        await_event(lab, first, BAD.0, reason).with_context(|| what.clone())?;
         let lines = refused_lines(first);
         let last = lines.last().map(String::as_str).unwrap_or_default();
         ensure!(last.contains(reason), "{what}: the log's last refusal is {last}");

@@ -6,6 +6,7 @@ use serde_json::{Value, json};
 use wg_overlay_e2e::lab::{Lab, LabConfig, Node, eventually};
 use wg_overlay_e2e::suite::Case;
 
+use super::await_event;
 use crate::cluster::{PATIENCE, await_peers, ping_all, pods, with_agents, with_config};
 use crate::look::{
     KEY, OVERLAY_IPS, await_peer, await_rounds, create_node, key_of, made_up, routes, shown, wg_peer,
@@ -184,6 +185,7 @@ const RECORD: &str = "/var/lib/wg-overlay/private-key.peers";
 fn still_held(lab: &Lab, on: &Node, thief: &Value, reason: &str) -> Result<()> {
     await_peers(on, 1)?;
     await_refusal(on, reason)?;
+    await_event(lab, on, THIEF, reason)?;
     let honest = key_of(lab, "n2")?;
     let nets = ["10.244.2.0/24", "fd00:244:0:2::/64"];
     await_peer(on, &honest, "the honest node has its prefixes", |peer| {
@@ -226,6 +228,7 @@ fn key() -> Result<()> {
         let first = lab.node(1)?;
         for when in ["at once", "after a restart of the agent"] {
             await_refusal(first, "DuplicateKey").context(when)?;
+            await_event(lab, first, THIEF, "DuplicateKey").context(when)?;
             let note = shown(first, THIEF)?["note"].to_string();
             ensure!(note.contains("n2"), "{when}: the holder is not named: {note}");
             await_peer(first, &honest, "the honest node keeps its peer", |peer| {
