@@ -59,6 +59,10 @@ mod witness;
 /// Why a case isn't run under emulation, where it would take minutes.
 const SLOW: &str = "has nothing to do with the device, and takes minutes here; make kernel-wg-all runs it";
 
+/// Why a case isn't run under emulation, step by step.
+const TRACED: &str =
+    "goes through an agent's steps one by one, which takes minutes here; make kernel-wg-all runs it";
+
 /// Why a case isn't run beside so many others.
 const WAITS: &str = "waits for minutes, on a device as on the other; make kernel-wg-all runs it";
 
@@ -67,6 +71,9 @@ fn main() -> ExitCode {
     let short = tier == "kernel-wg" && std::env::var_os("WG_OVERLAY_KERNEL_ALL").is_none();
     let deviceless = [refusals::bad_input_cases(), faults::api_cases()].into_iter().flatten();
     let deviceless = deviceless.map(|case| if short { case.left_out(SLOW) } else { case }).collect();
+    let traced =
+        [killed_starts::cases(), killed_steps::cases(), faults::traced_cases()].into_iter().flatten();
+    let traced = traced.map(|case| if short { case.left_out(TRACED) } else { case }).collect();
     let waiting = [key_rotation::waiting_cases(), handshakes::cases()].into_iter().flatten();
     let waiting = waiting.map(|case| if short { case.left_out(WAITS) } else { case }).collect();
     let cases = [
@@ -74,8 +81,6 @@ fn main() -> ExitCode {
         services::cases(),
         repair::cases(),
         killed::cases(),
-        killed_starts::cases(),
-        killed_steps::cases(),
         key_rotation::cases(),
         guards::cases(),
         guard_rules::cases(),
@@ -92,6 +97,7 @@ fn main() -> ExitCode {
         faults::cases(),
         doctor::cases(),
         deviceless,
+        traced,
         waiting,
     ];
     run(&tier, cases.into_iter().flatten().collect())

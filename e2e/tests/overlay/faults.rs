@@ -16,7 +16,12 @@ use wg_overlay_e2e::suite::Case;
 
 /// Those that the device has a part in.
 pub fn cases() -> Vec<Case> {
-    [commands::cases(), port::cases(), requests::cases()].into_iter().flatten().collect()
+    [commands::cases(), port::cases()].into_iter().flatten().collect()
+}
+
+/// Those that strace has a part in.
+pub fn traced_cases() -> Vec<Case> {
+    requests::cases()
 }
 
 /// The API server's.
