@@ -39,12 +39,12 @@ fn flush(run: &mut Run) -> Result<()> {
             let (_, commands) = breaks::RULESET;
             node.exec("bash", ["-euc", commands])?;
             let began = Instant::now();
-            eventually_every(Duration::from_millis(1), PATIENCE, "both tables are back", || {
-                node.exec(
-                    "nft",
-                    ["list chain inet wg-overlay plaintext_outbound; list chain bridge wg-overlay from_pod"],
-                )
-            })?;
+            // One by one: nft looks for the first of two chains in the table of the second.
+            for chain in ["inet wg-overlay plaintext_outbound", "bridge wg-overlay from_pod"] {
+                eventually_every(Duration::from_millis(1), PATIENCE, &format!("{chain} is back"), || {
+                    node.exec("nft", ["list chain", chain])
+                })?;
+            }
             windows.push(began.elapsed());
             await_kernel(node, &healthy, "all of nftables flushed")?;
             run.pause(500);
