@@ -219,6 +219,7 @@ fn desired(public_key: PublicKey) -> DesiredState {
             masquerade: true,
             fail_closed: true,
             listen_port: PORT,
+            node_addresses: BTreeSet::new(),
             endpoints: BTreeSet::new(),
         },
     }

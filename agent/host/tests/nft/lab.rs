@@ -209,6 +209,8 @@ pub fn firewall() -> Firewall {
         masquerade: true,
         fail_closed: true,
         listen_port: 51820,
+        // the other family's goes by the route
+        node_addresses: [ip("192.0.2.1")].into(),
         endpoints: [].into(),
     }
 }

@@ -85,7 +85,7 @@ fn change(run: &mut Run, lab: &Lab, (what, flap): Flap) -> Result<()> {
         changes += 1;
         let due = began + INTERVAL * u32::from(changes);
         std::thread::sleep(due.saturating_duration_since(Instant::now()));
-        if changes % 10 == 0 {
+        if changes.is_multiple_of(10) {
             let now = (used()?, Instant::now());
             let took = (now.1 - last.1).as_secs_f64();
             let spent = now.0.iter().zip(&last.0).map(|(now, before)| now.saturating_sub(*before));
